@@ -1,0 +1,94 @@
+# Development of the collection. `make help` lists the targets; all they create lies in .venv and .cache.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := $(CURDIR)/.venv
+CACHE := $(CURDIR)/.cache
+COLLECTIONS := $(CACHE)/collections
+VERSION := $(shell sed -n 's/^version: *//p' galaxy.yml)
+TARBALL := $(CACHE)/dist/edgesec-nanomq-$(VERSION).tar.gz
+
+# The directories too: a file that was removed changes only its directory.
+CONTENT := $(shell find galaxy.yml LICENSE README.md CHANGELOG.md changelogs docs meta playbooks plugins roles \
+	-name __pycache__ -prune -o -print 2>/dev/null)
+
+# Tests and demo use the collection as a user gets it: installed from the built tarball.
+INSTALLED := $(COLLECTIONS)/.installed
+export PATH := $(VENV)/bin:$(PATH)
+export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
+export PYTHONPATH := $(COLLECTIONS)
+export PYTHONDONTWRITEBYTECODE := 1
+export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
+ifdef CI
+export NO_COLOR := 1
+endif
+
+PYTEST := pytest -o cache_dir=$(CACHE)/pytest
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(INSTALLED) ## Show an insecure NanoMQ host, harden it, show that it holds (NANOMQ_PACKAGE=<file or URL>: a real one)
+	@tests/demo/run
+
+.PHONY: test
+test: $(VENV)/.test ## Run everything below
+	@tests/stages lint unit contract molecule
+
+.PHONY: lint
+lint: $(VENV)/.test ## Static checks
+	@tests/lint
+
+.PHONY: unit
+unit: $(VENV)/.test $(INSTALLED) ## Unit tests, and checks of the tree and the tarball
+	@EDGESEC_TARBALL=$(TARBALL) $(PYTEST) --numprocesses=auto tests/unit tests/quality
+
+.PHONY: contract
+contract: $(VENV)/.test $(INSTALLED) ## The broker's contract, on the double and on a real NanoMQ if there is one
+	@$(PYTEST) tests/contract
+
+.PHONY: molecule
+molecule: $(VENV)/.test $(INSTALLED) ## Scenarios on test hosts (SCENARIOS="default ...": these only)
+	@tests/lab/run-scenarios $(SCENARIOS)
+
+.PHONY: bench
+bench: $(VENV)/.test $(INSTALLED) ## Measure against the same job done with stock modules
+	@bench/run
+
+.PHONY: build
+build: $(TARBALL) ## Build the collection's tarball
+	@echo $(TARBALL)
+
+.PHONY: changelog
+changelog: $(VENV)/.test ## Bring CHANGELOG.md up to date with its fragments and the plugins
+	@cd "$$(tests/copy-tree $(CACHE)/changelog)" && \
+	ANSIBLE_COLLECTIONS_PATH=$(CACHE)/changelog antsibull-changelog release --update-existing --refresh --reload-plugins && \
+	cp CHANGELOG.md $(CURDIR) && cp changelogs/changelog.yaml $(CURDIR)/changelogs
+
+.PHONY: clean
+clean: ## Remove .venv and .cache, test hosts stopped
+	@if [ -x tests/lab/lab ]; then tests/lab/lab stop; fi
+	rm -rf $(VENV) $(CACHE)
+
+$(VENV)/.demo: tests/bootstrap requirements/demo.txt
+	@echo "installing requirements/demo.txt"
+	@tests/bootstrap requirements/demo.txt
+	@touch $@
+
+$(VENV)/.test: requirements/test.txt $(VENV)/.demo
+	@echo "installing requirements/test.txt"
+	@tests/bootstrap requirements/test.txt
+	@touch $@
+
+$(TARBALL): $(CONTENT) | $(VENV)/.demo
+	@ansible-galaxy collection build --force --output-path $(@D) >/dev/null
+
+$(INSTALLED): $(TARBALL)
+	@rm -rf $(COLLECTIONS).new
+	@ansible-galaxy collection install --offline --no-deps --collections-path $(COLLECTIONS).new $(TARBALL) >/dev/null
+	@touch $(COLLECTIONS).new/.installed
+	@rm -rf $(COLLECTIONS) && mv $(COLLECTIONS).new $(COLLECTIONS)

@@ -1,0 +1,122 @@
+# Copyright: Contributors to the edgesec.nanomq collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a run costs, what it changes, and what it says."""
+
+from __future__ import annotations
+
+import collections
+
+import conftest
+import pytest
+from conftest import HOSTS, USERS, broker_names, harden, pki
+
+MOST_REMOTE_RUNS = 6
+MOST_TASKS = 40
+
+
+def addresses() -> dict[str, str]:
+    return {conftest.inventory()[name]["lab_ipv4"]: name for name in broker_names()}
+
+
+def test_the_steady_state_changes_nothing_and_is_cheap():
+    run = harden()
+    assert run.status == 0, run.output
+    runs = collections.Counter(cost["host"] for cost in run.costs if cost["kind"] != "task")
+    tasks = collections.Counter(cost["host"] for cost in run.costs if cost["kind"] == "task")
+    print(f"remote runs: {dict(runs)}; tasks: {dict(tasks)}")
+    assert set(runs) == set(addresses())
+    for address, name in addresses().items():
+        assert run.recap(name)["changed"] == 0, run.output
+        assert 0 < runs[address] <= MOST_REMOTE_RUNS
+        assert 0 < tasks[name] <= MOST_TASKS
+
+
+def test_check_mode_on_a_hardened_host_reports_nothing_and_changes_nothing(broker):
+    before = broker.check_output("find /etc /var/lib -xdev -not -name lock -printf '%%p %%m %%u %%g %%s %%T@\\n' | sort")
+    run = harden("--check", "--diff", hosts=broker.name)
+    assert run.status == 0, run.output
+    assert run.recap(broker.name)["changed"] == 0, run.output
+    assert broker.check_output("find /etc /var/lib -xdev -not -name lock -printf '%%p %%m %%u %%g %%s %%T@\\n' | sort") == before
+
+
+def test_check_mode_shows_a_change_and_makes_none(broker):
+    before = conftest.conf_digest(broker)
+    run = harden("--check", "--diff", hosts=broker.name, nanomq_broker_log_level="info")
+    assert run.status == 0, run.output
+    assert run.recap(broker.name)["changed"] == 1
+    assert '+  level = "info"' in run.output or "+  level = info" in run.output
+    assert conftest.conf_digest(broker) == before
+    assert harden(hosts=broker.name).recap(broker.name)["changed"] == 0
+
+
+def private_lines() -> set[str]:
+    """Lines of the controller's private keys, as they are on the disk."""
+    return {
+        line
+        for path in pki().rglob("*.key")
+        for line in path.read_text().splitlines()
+        if not line.startswith("-----")
+    }
+
+
+def test_no_secret_is_shown(broker):
+    """A whole run at -vvv --diff that changes every secret of the configuration, searched for the old and the new."""
+    changed = {name: password + "-new" for name, password in USERS.items()}
+    run = harden("-vvv", "--diff", hosts=broker.name, nanomq_broker_users=changed)
+    back = harden("-vvv", "--diff", hosts=broker.name)
+    assert run.status == 0, run.output
+    assert back.status == 0, back.output
+    assert run.recap(broker.name)["changed"] == 1
+    device_key = broker.check_output("cat /etc/nanomq/pki/server/current/key.pem").splitlines()[1:-1]
+    secrets = {
+        *USERS.values(),
+        *changed.values(),
+        *(password.replace('"', '\\"') for password in USERS.values()),
+        HOSTS["nanomq_pki_authority_passphrase"],
+        HOSTS["nanomq_pki_jwt_passphrase"],
+        *private_lines(),
+        *device_key,
+        "Bearer ey",
+    }
+    output = run.output + back.output
+    assert len(output) > 10000 and "nanomq.conf" in output  # it is the long output that was searched
+    assert not [secret for secret in secrets if secret in output or secret.replace("'", "''") in output]
+
+
+@pytest.mark.parametrize(
+    ("password", "complaint"),
+    [
+        ("back\\slash-in-it", "backslash"),
+        ("line\nbreak-in-it", "line"),
+        ("inject\"\nallow_anonymous = true\nx = \"", "line"),
+        (12345678901, "string"),
+    ],
+)
+def test_a_password_that_the_dialect_cannot_carry_is_refused_by_name(broker, password, complaint):
+    before = conftest.conf_digest(broker)
+    run = harden(hosts=broker.name, nanomq_broker_users={**USERS, "sensor": password})
+    assert run.status != 0
+    assert "auth.password.sensor" in run.flat()
+    assert complaint in run.flat()
+    assert str(password) not in run.output
+    assert conftest.conf_digest(broker) == before
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"nanomq_broker_users": {}}, ["NMQ-", "nanomq_broker_users"]),
+        ({"nanomq_broker_settings": {"auth": {"allow_anonymous": True}}}, ["NMQ-", "allow_anonymous"]),
+        ({"nanomq_broker_settings": {"http_server": {"ip_addr": "0.0.0.0"}}}, ["NMQ-", "ip_addr"]),
+        ({"nanomq_broker_settings": {"auth": {"allow_anonimous": False}}}, ["allow_anonimous", "allow_anonymous"]),
+        ({"nanomq_broker_settings": {"mqtt": {"max_packet_size": "10 parsecs"}}}, ["mqtt.max_packet_size"]),
+        ({"nanomq_broker_version": "0.22.10"}, ["0.22.10", "ip_addr"]),
+        ({"nanomq_broker_version": "0.25.5"}, ["0.25.5"]),
+    ],
+)
+def test_what_the_policy_forbids_is_refused_before_anything_is_touched(broker, variables, words):
+    before = conftest.conf_digest(broker)
+    run = harden(hosts=broker.name, **variables)
+    assert run.status != 0
+    assert all(word in run.flat() for word in words), run.output
+    assert conftest.conf_digest(broker) == before

@@ -1,0 +1,81 @@
+# Copyright: Contributors to the edgesec.nanomq collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Shows what an audit found as a table, on the controller."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.color import stringc
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy
+
+COLOURS = {"critical": "bright red", "high": "red", "medium": "yellow", "low": "cyan"}
+#: Columns before the text of a finding.
+MARGIN = 25
+NARROWEST, WIDEST = 80, 200
+
+
+class ActionModule(ActionBase):
+    """Print the table in one piece, so that those of several hosts do not mix."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _supports_check_mode = True
+    _supports_async = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        del tmp
+        audit, fail_on = self._task.args.get("result"), self._task.args.get("fail_on") or "none"
+        if not isinstance(audit, dict) or "findings" not in audit:
+            raise AnsibleActionFail("audit_report: result must be what edgesec.nanomq.audit returned")
+        if fail_on not in ("none", *_policy.SEVERITIES):
+            raise AnsibleActionFail(f"audit_report: fail_on must be none or one of {', '.join(_policy.SEVERITIES)}")
+        findings = [_policy.Finding(**{**item, "evidence": tuple(item["evidence"])}) for item in audit["findings"]]
+        host = (task_vars or {}).get("inventory_hostname", "")
+        width = min(max(shutil.get_terminal_size((120, 24)).columns, NARROWEST), WIDEST)
+        self._display.display("\n".join(table(host, findings, width, self._display.verbosity > 0)))
+        failing = _policy.failing(findings, fail_on)
+        result["changed"] = False
+        if failing:
+            result.update(
+                failed=True,
+                msg=f"{len(failing)} findings of severity {fail_on} or above: {', '.join(f.id for f in failing)}",
+            )
+        return result
+
+
+def table(host: str, findings: list[_policy.Finding], width: int, verbose: bool) -> list[str]:
+    """The lines: the numbers, one line a finding, then what is waived, then what was not observed, by reason.
+
+    width: columns of the terminal
+    verbose: with all of the evidence and the remedy of each finding
+    """
+    lines = [f"{host}: {_policy.summary(findings)}"]
+    for finding in _policy.by_severity(findings):
+        if not finding.observed and not finding.waived:
+            continue
+        mark = "waived" if finding.waived else finding.severity
+        text = f"waived: {finding.waived}" if finding.waived else finding.evidence[0]
+        more = f" (+{len(finding.evidence) - 1})" if len(finding.evidence) > 1 and not verbose else ""
+        line = _cut(f"{finding.title} - {text}", width - MARGIN - len(more)) + more
+        lines.append(f"  {stringc(f'{mark:<9}', COLOURS.get(mark, 'dark gray'))} {finding.id}  {line}")
+        if verbose:
+            lines += [f"{'':{MARGIN}}{item}" for item in finding.evidence[1:]]
+            lines.append(f"{'':{MARGIN}}-> {finding.remedy}")
+    unseen: dict[str, list[str]] = {}
+    for finding in findings:
+        if not finding.observed and not finding.waived:
+            unseen.setdefault("; ".join(finding.evidence), []).append(finding.id)
+    for reason, rules in unseen.items():
+        listed = ", ".join(rules) if len(rules) < 4 or verbose else f"{len(rules)} rules"
+        lines.append(f"  {stringc('not seen ', 'purple')} {_cut(f'{reason} ({listed})', width - 12)}")
+    return lines
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: max(room - 3, 0)] + "..."

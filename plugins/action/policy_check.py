@@ -1,0 +1,97 @@
+# Copyright: Contributors to the edgesec.nanomq collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Judges a configuration on the controller, before anything is touched. Nothing runs on the host."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy, _schema
+
+OPTIONS = {"conf", "version", "waivers", "fail_on", "context"}
+FAIL_ON = ("none", *_policy.SEVERITIES)
+
+
+class ActionModule(ActionBase):
+    """Ask the schema, then the policy."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _supports_check_mode = True
+    _supports_async = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        del tmp
+        args = self._arguments()
+        problems = _problems(args["conf"], args["version"])
+        findings = _policy.apply_waivers(
+            _policy.evaluate_config(args["conf"], version=args["version"], context=args["context"]),
+            args["waivers"],
+            datetime.datetime.now(datetime.UTC).date(),
+        )
+        stopping = _policy.failing(findings, args["fail_on"], deployment=True)
+        for finding in findings:
+            if finding not in stopping:
+                self._display.warning(_line(finding))
+        # Only what was found goes into the result: the configuration holds secrets.
+        result.update(
+            changed=False,
+            problems=[str(problem) for problem in problems],
+            findings=[finding.as_dict() for finding in findings],
+        )
+        if problems or stopping:
+            result.update(failed=True, msg=_message(problems, stopping))
+        return result
+
+    def _arguments(self) -> dict[str, Any]:
+        """The task's arguments, each of its type. Raises AnsibleActionFail, quoting no value."""
+        args = self._task.args
+        unknown = sorted(set(args) - OPTIONS)
+        if unknown:
+            raise AnsibleActionFail(f"policy_check has no option {', '.join(unknown)}")
+        if not isinstance(args.get("conf"), dict):
+            raise AnsibleActionFail("policy_check: conf must be a dictionary that mirrors nanomq.conf")
+        waivers, context = args.get("waivers") or [], args.get("context") or {}
+        if not isinstance(waivers, list) or not isinstance(context, dict):
+            raise AnsibleActionFail("policy_check: waivers must be a list, and context a dictionary")
+        fail_on = args.get("fail_on") or "high"
+        if fail_on not in FAIL_ON:
+            raise AnsibleActionFail(f"policy_check: fail_on must be one of {', '.join(FAIL_ON)}")
+        return {
+            "conf": args["conf"],
+            "version": str(args.get("version") or ""),
+            "waivers": waivers,
+            "context": context,
+            "fail_on": fail_on,
+        }
+
+
+def _problems(conf: dict, version: str) -> list:
+    """What the schema says. A version that is none is the policy's business."""
+    try:
+        return _schema.validate(conf, version or None)
+    except ValueError:
+        return _schema.validate(conf, None)
+
+
+def _line(finding: _policy.Finding) -> str:
+    if finding.waived:
+        return f"{finding.id} ({finding.severity}) is waived: {finding.waived}. {finding.title}: {'; '.join(finding.evidence)}"
+    return str(finding)
+
+
+def _message(problems: list, findings: list[_policy.Finding]) -> str:
+    """One message with all that must be set right."""
+    count = len(problems) + len(findings)
+    lines = [f"the configuration breaks {count} rule{'s' * (count != 1)}; nothing was touched"]
+    lines += [f"- {problem} (nanomq_broker_settings, or the variable of the role for this key)" for problem in problems]
+    for finding in findings:
+        lines.append(f"- {finding.id} ({finding.severity}) {finding.title}")
+        lines += [f"    {item}" for item in finding.evidence]
+        lines.append(f"    -> {finding.remedy}")
+    return "\n".join(lines)

@@ -1,0 +1,102 @@
+# Copyright: Contributors to the edgesec.nanomq collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""The controller's part of a transaction: it keeps secrets apart, and confirms over a fresh connection."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+
+MODULE = "edgesec.nanomq.transaction"
+#: Seconds after the deadline in which the host must have undone the change and be back.
+GRACE = 30
+
+
+class ActionModule(ActionBase):
+    """Run the module once; a second time, over a new connection, where the change must be confirmed."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+    _supports_async = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        del tmp
+        args = self._without_secrets(dict(self._task.args))
+        result.update(self._execute_module(module_name=MODULE, module_args=args, task_vars=task_vars))
+        if result.get("unconfirmed") and not result.get("failed"):
+            result.update(self._confirm(args, result["transaction"], task_vars))
+        return result
+
+    @staticmethod
+    def _without_secrets(args: dict[str, Any]) -> dict[str, Any]:
+        """Move contents that a diff must not show into the option that is never logged."""
+        secret = dict(args.get("secret_contents") or {})
+        files = []
+        for item in args.get("files") or []:
+            item = dict(item)
+            if item.get("diff", "show") != "show" and item.get("content") is not None:
+                secret[item["dest"]] = item.pop("content")
+            files.append(item)
+        return {**args, "files": files, "secret_contents": secret}
+
+    def _confirm(self, args: dict[str, Any], transaction: str, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        """Confirm over a new connection: the one in use proves nothing, since its packets may pass as established."""
+        seconds = int(args["confirm_within"])
+        deadline = time.monotonic() + seconds
+        reason = "the host did not answer"
+        try:
+            self._connection.reset()
+            answer = self._ask(args, task_vars, state="confirmed", transaction=transaction)
+            if not answer.get("failed"):
+                return {"unconfirmed": False, "generation": answer.get("generation")}
+            reason = answer.get("msg", reason)
+            deadline = time.monotonic()  # it answers already
+        except AnsibleConnectionFailure as error:
+            reason = str(error)
+        return self._await_undo(args, transaction, task_vars, deadline, reason)
+
+    def _await_undo(
+        self, args: dict[str, Any], transaction: str, task_vars: dict[str, Any] | None, deadline: float, reason: str
+    ) -> dict[str, Any]:
+        """Wait until the host has undone the change, and say so."""
+        self._display.warning(
+            f"{args['name']}: no fresh connection after the change; waiting for the host to undo it by itself"
+        )
+        time.sleep(max(0.0, deadline - time.monotonic()))
+        until = time.monotonic() + GRACE
+        while True:
+            try:
+                self._connection.reset()
+                last = self._ask(args, task_vars, state="status").get("last", {})
+                if last.get("id") == transaction and last.get("result") == "committed":
+                    return {"unconfirmed": False}  # the confirmation got through, and only its answer was lost
+                if last.get("id") == transaction and last.get("result") == "undone":
+                    return {
+                        "failed": True,
+                        "undone": True,
+                        "unconfirmed": False,
+                        "step": "confirm",
+                        "msg": f"{args['name']}: confirm: after the change no fresh connection came through, and the "
+                        f"host undid it after {args['confirm_within']} s. It is reachable again, as before. "
+                        f"The connection failed with: {reason}",
+                    }
+            except AnsibleConnectionFailure as error:
+                reason = str(error)
+            if time.monotonic() >= until:
+                return {
+                    "failed": True,
+                    "unreachable": True,
+                    "msg": f"{args['name']}: confirm: the host has not come back within {GRACE} s of the time at which "
+                    f"it should have undone the change: {reason}",
+                }
+            time.sleep(1)
+
+    def _ask(self, args: dict[str, Any], task_vars: dict[str, Any] | None, **options: str) -> dict[str, Any]:
+        return self._execute_module(
+            module_name=MODULE, module_args={"name": args["name"], **options}, task_vars=task_vars
+        )

@@ -1,0 +1,1780 @@
+# Copyright: Contributors to the edgesec.nanomq collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""The policy: what a hardened NanoMQ must hold to, rule by rule.
+
+A rule is written once and asked twice: of the configuration that is about to be deployed (`evaluate_config`, on the
+controller, before anything is touched) and of a host as it is found (`evaluate_host`, by the audit). The checks of a
+configuration take any nested dict, also one that the schema refuses: a host holds what it holds.
+
+Evidence names keys, addresses and users, and never the value of a secret. What could not be observed is a finding.
+
+``source`` says where a rule's claim about the broker comes from: trials on NanoMQ 0.25.6, its source, or an advisory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _schema
+
+SEVERITIES = ("low", "medium", "high", "critical")
+LAYERS = {
+    "NET": "network",
+    "TLS": "transport",
+    "AUT": "authentication",
+    "ACL": "access_control",
+    "SVC": "access_control",
+    "VER": "access_control",
+    "WVR": "access_control",
+}
+
+SHORTEST_PASSWORD = 12
+#: Days before its end at which a certificate that nothing has renewed is worth a word.
+EXPIRES_SOON = 14
+TABLE = "edgesec_nanomq"
+
+FLOOR = "0.23.1"
+RECOMMENDED = "0.25.6"
+REFUSED = {"0.25.5": "a client that sends no user ends the broker, and so does a reload (issue 2417)"}
+
+Check = Callable[..., Iterable[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Advisory:
+    """A known weakness: versions from `since` on and below `below` have it."""
+
+    id: str
+    since: str
+    below: str
+    title: str
+
+
+ADVISORIES = (
+    Advisory("CVE-2025-59946", "0", "0.24.4", "use after free (GHSA-xg37-23w7-72p5)"),
+    Advisory("CVE-2026-21888", "0", "0.24.7", "read out of bounds by a variable-length integer (GHSA-cggc-6m7w-j7x5)"),
+    Advisory("CVE-2026-22040", "0", "0.24.7", "heap corruption; seen in 0.24.6, no fixed version is named"),
+    Advisory("CVE-2026-32696", "0", "0.24.7", "null pointer in http_auth ends the broker"),
+    Advisory("CVE-2026-25627", "0", "0.24.8", "read out of bounds by a WebSocket frame"),
+    Advisory("issue 2270", "0", "0.24.11", "heap overflow by a truncated PUBLISH; seen in 0.24.10"),
+    Advisory("issue 2341", "0", "0.24.15", "parameters injected into http_auth requests; seen in 0.24.14"),
+    Advisory("issue 2247", "0.24.1", "0.25.3", "REST call that reads any file, and overflows the heap"),
+    Advisory("issue 2373", "0", "0.25.6", "a reload says it succeeded and leaves the old ACL in force"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    config: ``(conf, context) -> evidence``, of a configuration; context: {"version": str, "firewall": bool, ...}
+    host: ``(observation) -> evidence``, of a host; raises NotObserved
+    blocking: whether its finding can stop a deployment; what only another version cures does not
+    """
+
+    id: str
+    severity: str
+    title: str
+    why: str
+    remedy: str
+    source: str
+    config: Check | None = None
+    host: Check | None = None
+    blocking: bool = True
+
+    @property
+    def layer(self) -> str:
+        """network, transport, authentication or access_control."""
+        return LAYERS[self.id.split("-")[1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A rule that does not hold.
+
+    evidence: ``key: what is wrong`` or what was observed
+    observed: False where nobody could tell, and evidence says why
+    waived: the reason of the waiver, empty without one
+    """
+
+    id: str
+    severity: str
+    layer: str
+    title: str
+    evidence: tuple
+    remedy: str
+    observed: bool = True
+    waived: str = ""
+    blocking: bool = True
+
+    def as_dict(self) -> dict:
+        """As plain data; evidence becomes a list."""
+        return {**dataclasses.asdict(self), "evidence": list(self.evidence)}
+
+    def __str__(self) -> str:
+        seen = "" if self.observed else "not observed: "
+        return f"{self.id} ({self.severity}) {self.title}. {seen}{'; '.join(self.evidence)}. {self.remedy}"
+
+
+class NotObserved(Exception):
+    """A fact that could not be observed, and why."""
+
+
+_RULES: dict[str, Rule] = {}
+
+
+def _rule(identifier: str, severity: str, title: str, **more: Any) -> Callable[[Check], Check]:
+    """Register a rule whose check of a configuration is the decorated function."""
+
+    def decorate(check: Check) -> Check:
+        _RULES[identifier] = Rule(identifier, severity, title, config=check, **more)
+        return check
+
+    return decorate
+
+
+def _host_rule(identifier: str, severity: str, title: str, **more: Any) -> Callable[[Check], Check]:
+    """Register a rule that only a host can answer."""
+
+    def decorate(check: Check) -> Check:
+        _RULES[identifier] = Rule(identifier, severity, title, host=check, **more)
+        return check
+
+    return decorate
+
+
+def _on_host(identifier: str) -> Callable[[Check], Check]:
+    """Add the check of a host to a rule."""
+
+    def decorate(check: Check) -> Check:
+        _RULES[identifier] = dataclasses.replace(_RULES[identifier], host=check)
+        return check
+
+    return decorate
+
+
+# --- reading a configuration as the broker does -----------------------------------------------------------------------
+
+
+def get(conf: Any, *path: str) -> Any:
+    """The value at a path, None where there is none. Names are compared as the broker does: case does not count."""
+    for segment in path:
+        if not isinstance(conf, dict):
+            return None
+        conf = next((value for name, value in conf.items() if str(name).lower() == segment), None)
+    return conf
+
+
+def _block(conf: Any, *path: str) -> dict:
+    """The block at a path, {} where there is none."""
+    found = get(conf, *path)
+    return found if isinstance(found, dict) else {}
+
+
+def _list(conf: Any, *path: str) -> list:
+    found = get(conf, *path)
+    return list(found) if isinstance(found, (list, tuple)) else []
+
+
+def _blocks(conf: Any, *path: str) -> list:
+    """(name, block) of the blocks that a block holds."""
+    return [(str(name), child) for name, child in _block(conf, *path).items() if isinstance(child, dict)]
+
+
+def _on(block: Any) -> bool:
+    """Whether a block counts: the broker heeds an unquoted ``enable = false`` alone."""
+    return get(block, "enable") is not False
+
+
+def _join(*segments: Any) -> str:
+    return _schema.join(segments)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address (an IPv6 one with or without brackets) is the host's own loopback."""
+    host = host.strip("[]").lower()
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def split_bind(text: Any, default: str) -> tuple:
+    """(host, port) of ``nmq-tcp://0.0.0.0:1883/path``; those of the default where it is none."""
+    for candidate in (text, default):
+        if isinstance(candidate, str):
+            address = candidate.rpartition("://")[2].partition("/")[0]
+            host, _colon, port = address.rpartition(":")
+            if port.isdigit() and int(port) <= 65535:
+                return host or "0.0.0.0", int(port)
+    raise ValueError("the default of a listener is none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Listener:
+    """A socket that a configuration opens. kind: tcp, ssl, ws, wss or rest; key: what decides its address."""
+
+    kind: str
+    key: str
+    host: str
+    port: int
+    given: bool = True
+
+    @property
+    def address(self) -> str:
+        """``host:port``"""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def beyond_loopback(self) -> str:
+        """What to say of a listener that is not on loopback, else empty."""
+        if is_loopback(self.host):
+            return ""
+        if self.given:
+            return f"{self.key}: is {self.address}, not loopback"
+        return f"{self.key}: is not given, and the broker opens {self.address}"
+
+
+def listeners(conf: dict) -> list[Listener]:
+    """The sockets that the broker opens for a configuration, those by default included."""
+    found = []
+
+    def add(kind: str, key: str, bind: Any, default: str) -> None:
+        given = isinstance(bind, str)
+        found.append(Listener(kind, key, *split_bind(bind, default), given=given))
+
+    block = get(conf, "listeners")
+    if not isinstance(block, dict):
+        add("tcp", "listeners", None, "0.0.0.0:1883")
+    tcp = get(block, "tcp")
+    if isinstance(tcp, dict):
+        named = _blocks(tcp)
+        if get(tcp, "bind") is not None or not named:
+            add("tcp", "listeners.tcp.bind", get(tcp, "bind"), "0.0.0.0:1883")
+        for name, child in named:
+            if get(child, "bind") is not None:
+                add("tcp", _join("listeners", "tcp", name, "bind"), get(child, "bind"), "0.0.0.0:1883")
+    if isinstance(get(block, "ws"), dict):
+        add("ws", "listeners.ws.bind", get(block, "ws", "bind"), "0.0.0.0:8083")
+    for key, child in tls_listeners(conf):
+        if isinstance(get(child, "bind"), str):
+            add("ssl", f"{key}.bind", get(child, "bind"), "0.0.0.0:8883")
+    if tls_listeners(conf):
+        add("wss", "listeners.wss.bind", get(block, "wss", "bind"), "0.0.0.0:8086")
+    if isinstance(get(conf, "http_server"), dict):
+        host = get(conf, "http_server", "ip_addr")
+        given = isinstance(host, str) and host != ""
+        found.append(
+            Listener("rest", "http_server.ip_addr", host if given else "0.0.0.0", rest_port(conf), given=given)
+        )
+    return found
+
+
+def tls_listeners(conf: dict) -> list:
+    """(key, block) of the TLS listeners that are on."""
+    block = get(conf, "listeners", "ssl")
+    if not isinstance(block, dict):
+        return []
+    named = [(_join("listeners", "ssl", name), child) for name, child in _blocks(block) if _on(child)]
+    alone = [("listeners.ssl", block)] if _on(block) and (get(block, "bind") is not None or not named) else []
+    return alone + named
+
+
+def rest_port(conf: dict) -> int:
+    """The port of the REST server: the broker cuts a number to 16 bits, and takes 8081 for what is none."""
+    port = get(conf, "http_server", "port")
+    if isinstance(port, bool) or not isinstance(port, int) or port <= 0:
+        return 8081
+    return port % 65536
+
+
+def users(conf: dict) -> dict:
+    """{name: password} as the broker reads them: passwords that are no text are dropped."""
+    found = _block(conf, "auth", "password")
+    return {str(k): v for k, v in found.items() if str(k).lower() != "enable" and isinstance(v, str)}
+
+
+def _basic(conf: dict) -> bool:
+    """Whether REST asks for user and password: the broker takes what it does not know for basic."""
+    return isinstance(get(conf, "http_server"), dict) and get(conf, "http_server", "auth_type") not in (
+        "jwt",
+        "no_auth",
+    )
+
+
+def _weakness(password: str, name: str) -> str:
+    """What makes a password easy to guess, or empty."""
+    if len(password) < SHORTEST_PASSWORD:
+        return f"is shorter than {SHORTEST_PASSWORD} characters"
+    if name and password.lower() == name.lower():
+        return "equals the name of the user"
+    if len(set(password)) < 5:
+        return "repeats a few characters"
+    return ""
+
+
+def _acl_rules(conf: dict) -> list:
+    """(key, rule) of the topic rules."""
+    rules = _list(conf, "auth", "acl", "rules")
+    return [(f"auth.acl.rules[{index}]", rule) for index, rule in enumerate(rules) if isinstance(rule, dict)]
+
+
+_SUBJECTS = ("username", "clientid", "ipaddr", "ipaddrs", "and", "or")
+
+
+def _subjects(rule: dict) -> list:
+    return [name for name in _SUBJECTS if get(rule, name) is not None]
+
+
+def _host_of(url: str) -> str:
+    authority = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
+    return authority.rpartition("]")[0] if authority.startswith("[") else authority.partition(":")[0]
+
+
+def _plain(url: Any, encrypted: tuple) -> bool:
+    """Whether an URL leads to another host without encryption. Local sockets are no network."""
+    if not isinstance(url, str) or url.lower().startswith((*encrypted, "ipc://", "unix://", "inproc://")):
+        return False
+    return not is_loopback(_host_of(url if "://" in url else "//:" + url))
+
+
+# --- reading an observation -------------------------------------------------------------------------------------------
+
+
+def fact(observation: dict, name: str) -> Any:
+    """A fact of an observation. Raises NotObserved where it is missing or says ``{"not_observed": why}``."""
+    value = observation.get(name, {"not_observed": "it was not looked for"})
+    if isinstance(value, dict) and "not_observed" in value:
+        raise NotObserved(value["not_observed"])
+    return value
+
+
+def _sockets(observation: dict) -> list:
+    """(address, host, port) of the sockets on which the broker listens."""
+    return [(address, *split_bind(address, address)) for address in sorted(fact(observation, "listeners"))]
+
+
+def _sockets_of(observation: dict, kind: str) -> list:
+    """Addresses beyond loopback on which a kind of listener was found."""
+    ports = {listener.port for listener in listeners(fact(observation, "conf")) if listener.kind == kind}
+    return [address for address, host, port in _sockets(observation) if port in ports and not is_loopback(host)]
+
+
+# --- network ----------------------------------------------------------------------------------------------------------
+
+
+@_rule(
+    "NMQ-NET-001",
+    "critical",
+    "REST can be reached from the network",
+    why="REST gives full administration of the broker over plain HTTP, in every version: users, keys and a restart.",
+    remedy="Keep http_server.ip_addr at 127.0.0.1, as the role does; drop it from nanomq_broker_settings",
+    source="trials: http_server binds to 0.0.0.0 without ip_addr, or with an empty one",
+)
+def _rest_beyond_loopback(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    return (x.beyond_loopback for x in listeners(conf) if x.kind == "rest" and x.beyond_loopback)
+
+
+@_on_host("NMQ-NET-001")
+def _rest_socket(observation: dict) -> Iterator[str]:
+    for address in _sockets_of(observation, "rest"):
+        yield f"REST listens on {address}"
+
+
+@_rule(
+    "NMQ-NET-002",
+    "high",
+    "WebSocket over TLS is open to the network although nobody asked for it",
+    why="Whenever listeners.ssl is on, the broker opens WSS at 0.0.0.0:8086 as well; it cannot be switched off.",
+    remedy="Give listeners.wss.bind a loopback address; the role does so with nanomq_broker_wss_port",
+    source="trials and conf_ver2.c: listeners.wss defaults to 0.0.0.0:8086 with listeners.ssl",
+)
+def _wss_beyond_loopback(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    return (x.beyond_loopback for x in listeners(conf) if x.kind == "wss" and x.beyond_loopback)
+
+
+@_on_host("NMQ-NET-002")
+def _wss_socket(observation: dict) -> Iterator[str]:
+    for address in _sockets_of(observation, "wss"):
+        yield f"WSS listens on {address}"
+
+
+@_rule(
+    "NMQ-NET-003",
+    "medium",
+    "The port of REST is not the one that is written",
+    why="A quoted port, 0 or a negative one becomes 8081 without a word, and 83617 becomes 18081: firewall rules then "
+    "guard the wrong port.",
+    remedy="Set nanomq_broker_http_port to a number from 1 to 65535",
+    source="trials: parsing of http_server.port",
+)
+def _rest_port(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    port = get(conf, "http_server", "port")
+    if port is not None and port != rest_port(conf):
+        yield f"http_server.port: is not what the broker makes of it, {rest_port(conf)}"
+
+
+@_rule(
+    "NMQ-NET-004",
+    "medium",
+    "Two listeners share a port",
+    why="The broker ends when an address is taken, so it does not start at all.",
+    remedy="Give each of nanomq_broker_mqtt_port, nanomq_broker_wss_port and nanomq_broker_http_port its own number",
+    source="trials: a busy address is fatal",
+)
+def _shared_port(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    wide = ("0.0.0.0", "[::]", "*")
+    seen: list[Listener] = []
+    for one in listeners(conf):
+        for other in seen:
+            if one.port == other.port and (one.host == other.host or one.host in wide or other.host in wide):
+                yield f"{one.key}: uses port {one.port}, as {other.key} does"
+        seen.append(one)
+
+
+@_rule(
+    "NMQ-NET-005",
+    "low",
+    "There is no REST server on loopback to ask what the broker has read",
+    why="The broker ignores what it does not understand. Reading its configuration back through REST is the only way to "
+    "see that; without an http_server block a deployment cannot be verified.",
+    remedy="Leave the http_server block in; the role keeps it on loopback at nanomq_broker_http_port",
+    source="trials: unknown keys and wrong types are ignored without a message",
+)
+def _no_rest(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    if not isinstance(get(conf, "http_server"), dict):
+        yield "http_server: is absent"
+
+
+@_rule(
+    "NMQ-NET-006",
+    "high",
+    "No packet filter keeps the network away from REST",
+    why="The address in the configuration is one line of defence. A broker before 0.23.1, an edited file or a REST call "
+    "opens the port to all; a packet filter holds whatever the broker binds.",
+    remedy="Apply the role nanomq_firewall with the port in nanomq_firewall_closed_ports",
+    source="trials: ip_addr is ignored before 0.23.1, and a configuration that cannot be read gives open defaults",
+)
+def _no_firewall_planned(conf: dict, context: dict) -> Iterator[str]:
+    del conf
+    if context.get("firewall") is False:
+        yield "no firewall role is applied to this host"
+
+
+@_on_host("NMQ-NET-006")
+def _no_firewall(observation: dict) -> Iterator[str]:
+    firewall = fact(observation, "firewall")
+    table = "is loaded" if firewall["table"] else "is not loaded"
+    for port, verdict in sorted(firewall["ports"].items()):
+        if verdict != "dropped":
+            state = "lets new connections in to" if verdict == "accepted" else "drops only some connections to"
+            yield f"the packet filter {state} port {port} (table inet {TABLE} {table})"
+
+
+@_host_rule(
+    "NMQ-NET-007",
+    "medium",
+    "Any local process can talk to REST",
+    why="Loopback is shared by all users of a host: a service that was broken into can try its luck with the credentials.",
+    remedy="Apply the role nanomq_firewall with the port in nanomq_firewall_guarded_ports",
+    source="trials: REST has neither a rate limit nor a lock-out",
+)
+def _local_users(observation: dict) -> Iterator[str]:
+    return iter(fact(observation, "local_access"))
+
+
+@_host_rule(
+    "NMQ-NET-008",
+    "high",
+    "The broker listens where its configuration does not say so",
+    why="Command-line flags, defaults and listeners left over from an older configuration open ports that nobody reviews.",
+    remedy="Start the broker with --conf alone and restart it; the role nanomq_broker does both",
+    source="trials: flags override the file; a reload leaves listeners as they were",
+)
+def _undeclared(observation: dict) -> Iterator[str]:
+    declared = {listener.port for listener in listeners(fact(observation, "conf"))}
+    for address, _host, port in _sockets(observation):
+        if port not in declared:
+            yield f"the broker listens on {address}"
+
+
+@_host_rule(
+    "NMQ-NET-009",
+    "medium",
+    "More than one NanoMQ runs",
+    why="A second broker was started by somebody else, with another configuration, and nothing supervises or hardens it.",
+    remedy="End it, and remove what starts it",
+    source="trials: there is no lock, and POST /api/v4/ctrl/restart leaves a broker outside of its unit",
+)
+def _several(observation: dict) -> Iterator[str]:
+    found = fact(observation, "processes")
+    if len(found) > 1:
+        yield "processes " + ", ".join(f"{p['pid']} ({p['unit'] or 'in no unit'})" for p in found)
+
+
+# --- transport --------------------------------------------------------------------------------------------------------
+
+
+@_rule(
+    "NMQ-TLS-001",
+    "critical",
+    "MQTT without encryption on the network",
+    why="User names, passwords and messages can be read and changed on the way.",
+    remedy="Leave listeners.tcp out of nanomq_broker_settings (the role opens TLS alone), or bind it to 127.0.0.1; "
+    "`enable = false` is ignored by the broker",
+    source="trials: without a listeners block the broker opens 0.0.0.0:1883; listeners.tcp.enable = false has no effect",
+)
+def _plain_mqtt(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    return (x.beyond_loopback for x in listeners(conf) if x.kind == "tcp" and x.beyond_loopback)
+
+
+@_on_host("NMQ-TLS-001")
+def _plain_mqtt_socket(observation: dict) -> Iterator[str]:
+    for probe in fact(observation, "mqtt"):
+        host, _port = split_bind(probe["address"], probe["address"])
+        if not probe["tls"] and probe["mqtt"] and not is_loopback(host):
+            yield f"MQTT answers without TLS on {probe['address']}"
+
+
+@_rule(
+    "NMQ-TLS-002",
+    "critical",
+    "MQTT over WebSocket without encryption on the network",
+    why="As with plain MQTT, and any web page that a user of the network opens can speak to it.",
+    remedy="Leave listeners.ws out of nanomq_broker_settings, or bind it to 127.0.0.1",
+    source="trials: the shipped configuration opens 0.0.0.0:8083",
+)
+def _plain_websocket(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    return (x.beyond_loopback for x in listeners(conf) if x.kind == "ws" and x.beyond_loopback)
+
+
+@_on_host("NMQ-TLS-002")
+def _plain_websocket_socket(observation: dict) -> Iterator[str]:
+    for address in _sockets_of(observation, "ws"):
+        yield f"WebSocket without TLS listens on {address}"
+
+
+@_rule(
+    "NMQ-TLS-003",
+    "high",
+    "A TLS listener lacks what it needs",
+    why="Without an address it is not opened; without key or certificate it opens and fails every handshake. Both happen "
+    "without a message, and people then fall back to plain MQTT.",
+    remedy="Set nanomq_broker_tls_key_path and nanomq_broker_tls_certificate_path, or apply the role nanomq_pki",
+    source="trials: listeners.ssl without bind, keyfile or certfile",
+)
+def _tls_incomplete(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for key, block in tls_listeners(conf):
+        for name in ("bind", "keyfile", "certfile"):
+            value = get(block, name)
+            if not isinstance(value, str) or not value:
+                yield f"{key}.{name}: is not given"
+
+
+@_on_host("NMQ-TLS-003")
+def _tls_handshake(observation: dict) -> Iterator[str]:
+    for probe in fact(observation, "mqtt"):
+        if probe["tls"] and not probe["mtls"] and probe["anonymous"] == "no handshake":
+            yield f"no TLS handshake succeeds on {probe['address']}"
+
+
+@_rule(
+    "NMQ-TLS-004",
+    "high",
+    "Client certificates are asked for and not required",
+    why="With verify_peer alone, clients without a certificate and with one of another CA are accepted.",
+    remedy="Set nanomq_broker_mqtt_client_certificates, which switches both keys",
+    source="trials: verify_peer without fail_if_no_peer_cert",
+)
+def _verify_alone(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for key, block in tls_listeners(conf):
+        if get(block, "verify_peer") is True and get(block, "fail_if_no_peer_cert") is not True:
+            yield f"{key}.fail_if_no_peer_cert: is not true beside verify_peer"
+
+
+@_rule(
+    "NMQ-TLS-005",
+    "high",
+    "Client certificates are required and not verified",
+    why='fail_if_no_peer_cert has no effect without verify_peer, and a quoted "true" counts as false: everybody is '
+    "accepted, though the file reads otherwise.",
+    remedy="Set nanomq_broker_mqtt_client_certificates, which switches both keys",
+    source="trials: fail_if_no_peer_cert without verify_peer; quoted booleans",
+)
+def _fail_alone(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for key, block in tls_listeners(conf):
+        verify, fail = get(block, "verify_peer"), get(block, "fail_if_no_peer_cert")
+        if fail is True and verify is not True:
+            yield f"{key}.verify_peer: is not true beside fail_if_no_peer_cert"
+        for name, value in (("verify_peer", verify), ("fail_if_no_peer_cert", fail)):
+            if value is not None and not isinstance(value, bool):
+                yield f"{key}.{name}: is no boolean, and the broker takes it for false"
+
+
+@_rule(
+    "NMQ-TLS-006",
+    "medium",
+    "Client certificates are required and no CA is named",
+    why="Every client is refused, and people then switch the verification off.",
+    remedy="Set nanomq_broker_tls_ca, or apply the role nanomq_pki",
+    source="trials: verify_peer without cacertfile",
+)
+def _no_ca(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for key, block in tls_listeners(conf):
+        if get(block, "verify_peer") is True and not get(block, "cacertfile"):
+            yield f"{key}.cacertfile: is not given beside verify_peer"
+
+
+def _bridge_urls(conf: dict) -> Iterator[tuple]:
+    """(key, url) of the servers that bridges lead to."""
+    for kind in ("mqtt", "aws"):
+        for name, bridge in _blocks(conf, "bridges", kind):
+            if (kind == "mqtt" and name == "cache") or not _on(bridge):
+                continue
+            yield _join("bridges", kind, name, "server"), get(bridge, "server")
+            for index, url in enumerate(_list(bridge, "hybrid_servers")):
+                yield _join("bridges", kind, name, "hybrid_servers", index), url
+    for kind in ("pub", "sub"):
+        for name, bridge in _blocks(conf, "bridges", "nng", kind):
+            yield _join("bridges", "nng", kind, name, f"{kind}_url"), get(bridge, f"{kind}_url")
+
+
+@_rule(
+    "NMQ-TLS-007",
+    "high",
+    "A bridge sends its password and all messages without encryption",
+    why="What TLS protects on the way to this broker goes on in clear to the next one.",
+    remedy="Write the bridge's server as tls+mqtt-tcp://host:8883 in nanomq_broker_settings, with ssl.cacertfile",
+    source="source: the scheme of bridges.mqtt.<name>.server chooses the transport",
+)
+def _plain_bridge(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for key, url in _bridge_urls(conf):
+        if _plain(url, ("tls+", "mqtt-quic://", "wss://", "nmq-wss://")):
+            yield f"{key}: leads to another host without TLS"
+
+
+@_rule(
+    "NMQ-TLS-008",
+    "medium",
+    "A bridge cannot tell the right server from a wrong one",
+    why="Without a CA nothing is verified, and verify_peer is not read for bridges.",
+    remedy="Name the CA in ssl.cacertfile of the bridge in nanomq_broker_settings",
+    source="source: verify_peer and fail_if_no_peer_cert are not read for bridges",
+)
+def _bridge_without_ca(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for kind in ("mqtt", "aws"):
+        for name, bridge in _blocks(conf, "bridges", kind):
+            url = get(bridge, "server")
+            encrypted = isinstance(url, str) and url.lower().startswith("tls+")
+            if _on(bridge) and (encrypted or get(bridge, "ssl", "enable") is True):
+                if not get(bridge, "ssl", "cacertfile"):
+                    yield _join("bridges", kind, name, "ssl", "cacertfile") + ": is not given"
+
+
+@_rule(
+    "NMQ-TLS-009",
+    "high",
+    "Logins are checked over plain HTTP",
+    why="auth.http_auth sends the user's name and password to another host in clear, and whoever answers in its place "
+    "lets anybody in.",
+    remedy="Use an https:// URL, or an address on loopback, for auth.http_auth in nanomq_broker_settings",
+    source="source: auth.http_auth.*.url",
+)
+def _plain_http_auth(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    block = _block(conf, "auth", "http_auth")
+    for name in ("auth_req", "super_req", "acl_req"):
+        if _on(block) and _plain(get(block, name, "url"), ("https://",)):
+            yield f"auth.http_auth.{name}.url: leads to another host without TLS"
+
+
+@_rule(
+    "NMQ-TLS-010",
+    "medium",
+    "Events are sent over plain HTTP",
+    why="The webhook carries client names, topics and messages, and its headers often carry a token.",
+    remedy="Use an https:// URL, or an address on loopback, for webhook.url in nanomq_broker_settings",
+    source="source: webhook.url",
+)
+def _plain_webhook(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    block = _block(conf, "webhook")
+    if _on(block) and _plain(get(block, "url"), ("https://",)):
+        yield "webhook.url: leads to another host without TLS"
+
+
+@_rule(
+    "NMQ-TLS-011",
+    "medium",
+    "A rule sends messages and a password to another host without encryption",
+    why="The targets of the rule engine have no TLS keys of their own.",
+    remedy="Name a host on loopback (a tunnel, a local relay) in the rules of nanomq_broker_settings",
+    source="source: rules.repub.rules[].server, rules.{mysql,postgresql,timescaledb}.<name>.conn.host",
+)
+def _plain_rule(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for index, rule in enumerate(_list(conf, "rules", "repub", "rules")):
+        if _plain(get(rule, "server"), ("tls+", "mqtt-quic://", "wss://")):
+            yield f"rules.repub.rules[{index}].server: leads to another host without TLS"
+    for kind in ("mysql", "postgresql", "timescaledb"):
+        for name, block in _blocks(conf, "rules", kind):
+            host = get(block, "conn", "host")
+            if isinstance(host, str) and not is_loopback(host):
+                yield _join("rules", kind, name, "conn", "host") + ": is another host"
+
+
+@_host_rule(
+    "NMQ-TLS-012",
+    "high",
+    "The certificate that is served has expired or is not valid yet",
+    why="Clients that verify cannot connect; those that still do, do not verify.",
+    remedy="Apply the role nanomq_pki, which renews nanomq_pki_server_renew_before ahead, and nanomq_broker",
+    source="RFC 5280, 4.1.2.5",
+)
+def _expired(observation: dict) -> Iterator[str]:
+    for probe in _served(observation):
+        if probe["days_left"] < 0 or not probe["valid_yet"]:
+            state = f"expired on {probe['not_after']}" if probe["valid_yet"] else "is not valid yet"
+            yield f"the certificate on {probe['address']} {state}"
+
+
+@_host_rule(
+    "NMQ-TLS-013",
+    "medium",
+    "The certificate that is served expires soon",
+    why=f"Nothing has renewed it {EXPIRES_SOON} days before its end, so nothing will.",
+    remedy="Apply the role nanomq_pki, which renews nanomq_pki_server_renew_before ahead, and nanomq_broker",
+    source="trials: the broker reads a certificate at its start only",
+)
+def _expires_soon(observation: dict) -> Iterator[str]:
+    for probe in _served(observation):
+        if 0 <= probe["days_left"] < EXPIRES_SOON:
+            yield f"the certificate on {probe['address']} expires on {probe['not_after']}"
+
+
+def _served(observation: dict) -> list:
+    """What was seen of the certificates on the sockets. Raises NotObserved when a TLS listener showed none."""
+    found = []
+    for probe in fact(observation, "mqtt"):
+        if probe["tls"]:
+            if "not_after" not in probe:
+                raise NotObserved(f"no certificate came from {probe['address']}")
+            found.append(probe)
+    return found
+
+
+@_host_rule(
+    "NMQ-TLS-014",
+    "high",
+    "A private key can be read or replaced by others",
+    why="Whoever reads the key can pose as the broker.",
+    remedy="Apply the role nanomq_pki: the key belongs to root and the broker's group, mode 0640 at most",
+    source="field practice: private keys are readable by their service alone",
+)
+def _loose_key(observation: dict) -> Iterator[str]:
+    for item in fact(observation, "key_files"):
+        if item["kind"] != "tls" or not item["exists"]:
+            continue
+        if int(item["mode"], 8) & 0o007:
+            yield f"{item['path']} has mode {item['mode']}"
+        if item["writable_by_service"]:
+            yield f"{item['path']} can be replaced by the broker's user"
+
+
+# --- authentication ---------------------------------------------------------------------------------------------------
+
+
+@_rule(
+    "NMQ-AUT-001",
+    "critical",
+    "Anybody can connect without a name",
+    why="With anonymous clients allowed, which is the default, no password is looked at: wrong ones are accepted as well. "
+    "The broker heeds an unquoted false alone.",
+    remedy="Set auth.allow_anonymous to false without quotes, as the role does; drop it from nanomq_broker_settings",
+    source='trials: allow_anonymous absent, "false", no, False, 0 all leave it true',
+)
+def _anonymous(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    value = get(conf, "auth", "allow_anonymous")
+    if value is None:
+        yield "auth.allow_anonymous: is not given, and the default is true"
+    elif value is not False:
+        yield f"auth.allow_anonymous: is {'true' if value is True else 'no boolean, and the broker takes it for true'}"
+
+
+@_on_host("NMQ-AUT-001")
+def _anonymous_accepted(observation: dict) -> Iterator[str]:
+    for probe in fact(observation, "mqtt"):
+        if _outcome(probe, "anonymous") == "accepted":
+            yield f"a client without a name was accepted on {probe['address']}"
+
+
+def _outcome(probe: dict, name: str) -> str:
+    """accepted or refused. Raises NotObserved where the login did not get so far."""
+    if probe[name] not in ("accepted", "refused"):
+        raise NotObserved(f"no login could be tried on {probe['address']}: {probe[name]}")
+    return probe[name]
+
+
+@_rule(
+    "NMQ-AUT-002",
+    "critical",
+    "The list of users is empty, so that any name and password is accepted",
+    why="With anonymous clients off and no user known, the broker lets in everybody who sends some name and password. "
+    "Passwords without quotes that look like numbers are dropped, which empties a list as well.",
+    remedy="Name at least one user in nanomq_broker_users, with a quoted password",
+    source="trials: empty list, list of numbers, empty include",
+)
+def _no_users(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    if not users(conf):
+        yield "auth.password: holds no user with a quoted password"
+
+
+@_on_host("NMQ-AUT-002")
+def _made_up_accepted(observation: dict) -> Iterator[str]:
+    for probe in fact(observation, "mqtt"):
+        if _outcome(probe, "made_up") == "accepted":
+            yield f"a client with a made-up name and password was accepted on {probe['address']}"
+
+
+@_rule(
+    "NMQ-AUT-003",
+    "critical",
+    "Passwords are not checked",
+    why="With auth.password.enable = false any name and password is accepted.",
+    remedy="Drop auth.password.enable from nanomq_broker_settings",
+    source="trials: auth.password.enable = false",
+)
+def _passwords_off(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    if get(conf, "auth", "password", "enable") is False:
+        yield "auth.password.enable: is false"
+
+
+@_rule(
+    "NMQ-AUT-004",
+    "high",
+    "A user has a password that is easy to guess",
+    why="The broker neither slows down nor locks out whoever tries passwords.",
+    remedy=f"Give the user at least {SHORTEST_PASSWORD} random characters in nanomq_broker_users",
+    source="trials: no delay after a wrong password",
+)
+def _weak_user(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for name, password in users(conf).items():
+        if _weakness(password, name):
+            yield f"{_join('auth', 'password', name)}: {_weakness(password, name)}"
+
+
+@_rule(
+    "NMQ-AUT-005",
+    "critical",
+    "REST asks for no credentials",
+    why="Whoever reaches the port administers the broker.",
+    remedy="Set nanomq_broker_http_auth to jwt",
+    source="trials: auth_type = no_auth",
+)
+def _rest_open(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    if get(conf, "http_server", "auth_type") == "no_auth":
+        yield "http_server.auth_type: is no_auth"
+
+
+@_on_host("NMQ-AUT-005")
+def _rest_answers(observation: dict) -> Iterator[str]:
+    for probe in fact(observation, "rest"):
+        if probe["without_credentials"] != 401:
+            yield f"REST on {probe['address']} answers a caller without credentials with {probe['without_credentials']}"
+
+
+@_rule(
+    "NMQ-AUT-006",
+    "medium",
+    "REST is guarded by a password instead of signed tokens",
+    why="The password is full administration that never expires, travels with each call, and lies on the host in clear. "
+    "A value that the broker does not know counts as basic, without a message.",
+    remedy="Set nanomq_broker_http_auth to jwt",
+    source="trials: auth_type defaults to basic; unknown values are basic",
+)
+def _rest_basic(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    if _basic(conf):
+        given = get(conf, "http_server", "auth_type")
+        state = "is basic" if given == "basic" else "is not given" if given is None else "is unknown, which means basic"
+        yield f"http_server.auth_type: {state}"
+
+
+@_rule(
+    "NMQ-AUT-007",
+    "critical",
+    "REST takes the shipped password",
+    why="admin and public are printed in every manual of the broker. A password without quotes that looks like a number "
+    "or a variable is ignored, which leaves public in force.",
+    remedy="Set nanomq_broker_http_password, in quotes and from a vault, or nanomq_broker_http_auth to jwt",
+    source="trials: default admin:public; unquoted numbers, true, null and ${X} fall back to it",
+)
+def _rest_default(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    password = get(conf, "http_server", "password")
+    if _basic(conf) and (not isinstance(password, str) or password == "public"):
+        state = "is the shipped one" if password == "public" else "is not given as a quoted text, which means public"
+        yield f"http_server.password: {state}"
+
+
+@_on_host("NMQ-AUT-007")
+def _rest_takes_default(observation: dict) -> Iterator[str]:
+    for probe in fact(observation, "rest"):
+        if probe["shipped_credentials"] != 401:
+            yield f"REST on {probe['address']} answers admin:public with {probe['shipped_credentials']}"
+
+
+@_rule(
+    "NMQ-AUT-008",
+    "high",
+    "The password of REST is easy to guess",
+    why="REST neither slows down nor locks out whoever tries passwords.",
+    remedy=f"Give nanomq_broker_http_password at least {SHORTEST_PASSWORD} random characters",
+    source="trials: no delay after a wrong password",
+)
+def _rest_weak(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    password, name = get(conf, "http_server", "password"), get(conf, "http_server", "username")
+    if _basic(conf) and isinstance(password, str) and _weakness(password, str(name or "admin")):
+        yield f"http_server.password: {_weakness(password, str(name or 'admin'))}"
+
+
+@_rule(
+    "NMQ-AUT-009",
+    "low",
+    "The user of REST has the shipped name",
+    why="Half of what an attacker has to guess is known.",
+    remedy="Set nanomq_broker_http_username",
+    source="trials: http_server.username defaults to admin",
+)
+def _rest_admin(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    name = get(conf, "http_server", "username")
+    if _basic(conf) and (not isinstance(name, str) or name.lower() == "admin"):
+        yield "http_server.username: is admin" if isinstance(name, str) else "http_server.username: is not given"
+
+
+@_rule(
+    "NMQ-AUT-010",
+    "medium",
+    "REST expects tokens and has no key to verify them",
+    why="Every call is refused, without a message at the start; people then switch to basic.",
+    remedy="Set nanomq_broker_jwt_public_key and nanomq_broker_jwt_issuer, or apply the role nanomq_pki",
+    source="trials: auth_type = jwt without jwt.public.keyfile",
+)
+def _no_token_key(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    key = get(conf, "http_server", "jwt", "public", "keyfile")
+    if get(conf, "http_server", "auth_type") == "jwt" and (not isinstance(key, str) or not key):
+        yield "http_server.jwt.public.keyfile: is not given"
+
+
+@_rule(
+    "NMQ-AUT-011",
+    "high",
+    "The key that signs tokens is named on the broker's host",
+    why="The broker needs the public key alone. With the private one, whoever reads the host mints tokens for the fleet.",
+    remedy="Remove it from the host, rotate the key pair (nanomq_pki_jwt_name), and keep the private key on the controller",
+    source="source: http_server.jwt.private is not read by the broker",
+)
+def _private_token_key(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    if get(conf, "http_server", "jwt", "private") is not None:
+        yield "http_server.jwt.private: is given"
+
+
+@_on_host("NMQ-AUT-011")
+def _private_token_key_file(observation: dict) -> Iterator[str]:
+    for item in fact(observation, "key_files"):
+        if item["kind"] == "jwt" and item["exists"] and item["private"]:
+            yield f"{item['path']} holds a private key"
+
+
+# --- access control: topics -------------------------------------------------------------------------------------------
+
+
+@_rule(
+    "NMQ-ACL-001",
+    "high",
+    "No rule says who may use which topic",
+    why="Without an acl block every user reads and writes everything, and no_match has no effect.",
+    remedy="Set nanomq_broker_acl",
+    source="trials: no_match counts only beside auth.acl",
+)
+def _no_acl(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    if not _acl_rules(conf):
+        yield "auth.acl.rules: is absent or empty"
+
+
+@_rule(
+    "NMQ-ACL-002",
+    "high",
+    "The topic rules are switched off",
+    why="With auth.acl.enable = false neither the rules nor no_match count.",
+    remedy="Drop auth.acl.enable from nanomq_broker_settings",
+    source="trials: auth.acl.enable = false",
+)
+def _acl_off(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    if get(conf, "auth", "acl", "enable") is False:
+        yield "auth.acl.enable: is false"
+
+
+@_rule(
+    "NMQ-ACL-003",
+    "high",
+    "What no topic rule matches is allowed",
+    why="The default of no_match is allow: a rule list then forbids only what it names.",
+    remedy="Leave auth.no_match at deny, as the role does, or end nanomq_broker_acl with `permit: deny` alone",
+    source="trials: auth.no_match",
+)
+def _no_match(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    rules = [rule for _key, rule in _acl_rules(conf)]
+    ends_in_deny = (
+        rules and {str(name).lower() for name in rules[-1]} == {"permit"} and get(rules[-1], "permit") == "deny"
+    )
+    if get(conf, "auth", "no_match") != "deny" and not ends_in_deny:
+        yield "auth.no_match: is not deny"
+
+
+@_rule(
+    "NMQ-ACL-004",
+    "high",
+    "A topic rule allows something to everybody, since it names no subject",
+    why="A rule whose subject is missing or misspelt (user for username) applies to every client.",
+    remedy='Name username, clientid or ipaddr in the rule of nanomq_broker_acl; username "#" where all users are meant',
+    source="trials: a rule with an unknown subject key",
+)
+def _no_subject(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for key, rule in _acl_rules(conf):
+        if get(rule, "permit") == "allow" and not _subjects(rule):
+            yield f"{key}: allows without a subject"
+
+
+@_rule(
+    "NMQ-ACL-005",
+    "high",
+    "A topic rule allows every topic to every user",
+    why="One stolen device then reads and commands the whole fleet.",
+    remedy="Name topics in the rule of nanomq_broker_acl, such as ${username}/#",
+    source='trials: username "#" is every user, a rule without topics is every topic',
+)
+def _everything(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for key, rule in _acl_rules(conf):
+        everybody = get(rule, "username") == "#" or not _subjects(rule)
+        if (
+            get(rule, "permit") == "allow"
+            and everybody
+            and (get(rule, "topics") is None or "#" in _list(rule, "topics"))
+        ):
+            yield f"{key}: allows all topics to all users"
+
+
+@_rule(
+    "NMQ-ACL-006",
+    "medium",
+    "A topic rule trusts the client id",
+    why="A client chooses its id freely: a user who sends the id of another device gets that device's topics.",
+    remedy="Use username and ${username} in nanomq_broker_acl, or `and` a user with the client id",
+    source="MQTT 3.1.1, 3.1.3.1: the client identifier is the client's claim",
+)
+def _client_id(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for key, rule in _acl_rules(conf):
+        if get(rule, "permit") != "allow":
+            continue
+        if _subjects(rule) == ["clientid"]:
+            yield f"{key}.clientid: is the only subject"
+        if any("${clientid}" in str(topic) for topic in _list(rule, "topics")):
+            yield f"{key}.topics: use ${{clientid}}"
+
+
+@_rule(
+    "NMQ-ACL-007",
+    "medium",
+    "A topic rule uses a placeholder that does not expand",
+    why="%c and %u of other brokers stand for themselves here, so the rule matches nothing that is meant.",
+    remedy="Write ${clientid} or ${username} in nanomq_broker_acl",
+    source="trials: %c and %u in topics",
+)
+def _placeholder(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for key, rule in _acl_rules(conf):
+        if any(re.search(r"(^|/)%[cu](/|$)", str(topic)) for topic in _list(rule, "topics")):
+            yield f"{key}.topics: use %c or %u"
+
+
+@_rule(
+    "NMQ-ACL-008",
+    "high",
+    "A topic rule names an address in a way that never matches",
+    why="Networks (10.0.0.0/8) and the ipaddrs list did not match in trials: a rule that denies so lets everybody through.",
+    remedy="Name single addresses with ipaddr in nanomq_broker_acl, and networks in nanomq_firewall_mqtt_networks",
+    source="trials: ipaddr with CIDR, ipaddrs",
+)
+def _address(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for key, rule in _acl_rules(conf):
+        items = [rule, *(item for name in ("and", "or") for item in _list(rule, name))]
+        if any("/" in str(get(item, "ipaddr") or "") for item in items):
+            yield f"{key}.ipaddr: is a network"
+        if any(get(item, "ipaddrs") is not None for item in items):
+            yield f"{key}.ipaddrs: is used"
+
+
+@_rule(
+    "NMQ-ACL-009",
+    "high",
+    "A topic rule is dropped by the broker",
+    why="A misspelt permit or action drops the whole rule without a message: what it denies is then allowed.",
+    remedy="Use allow or deny, and publish, subscribe or pubsub, in nanomq_broker_acl",
+    source="trials and acl_conf.c: values are compared with case",
+)
+def _dropped_rule(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for key, rule in _acl_rules(conf):
+        if get(rule, "permit") not in ("allow", "deny"):
+            yield f"{key}.permit: is neither allow nor deny"
+        if get(rule, "action") not in (None, "publish", "subscribe", "pubsub"):
+            yield f"{key}.action: is none of publish, subscribe, pubsub"
+
+
+# --- access control: the service --------------------------------------------------------------------------------------
+
+
+@_rule(
+    "NMQ-SVC-001",
+    "high",
+    "The command socket is open",
+    why="It obeys whoever can open it, without a password: a reload takes users and allow_anonymous from any file, and a "
+    "broken file ends the broker. Any local user can also block the start by making the socket first.",
+    remedy="Leave system.enable_ipc_internal at false, as the role does; drop it from nanomq_broker_settings",
+    source="trials: /tmp/nanomq_cmd.ipc",
+)
+def _command_socket(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    value = get(conf, "system", "enable_ipc_internal")
+    if value is not False:
+        yield f"system.enable_ipc_internal: is {'not given' if value is None else 'not false'}, so that it is on"
+
+
+@_rule(
+    "NMQ-SVC-002",
+    "low",
+    "It is not said where the log goes",
+    why="Without log.to nobody finds the refused logins and the warnings about keys that could not be read.",
+    remedy="Leave log.to at [console], as the role does: systemd's journal keeps it",
+    source="source: log.to",
+)
+def _no_log(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    if not _list(conf, "log", "to"):
+        yield "log.to: is not given"
+
+
+@_rule(
+    "NMQ-SVC-003",
+    "low",
+    "The log level hides what matters, or shows too much",
+    why="At error and fatal neither the version nor a certificate that cannot be read is logged; at trace and debug the "
+    "log fills the disk of a small device.",
+    remedy="Set nanomq_broker_log_level to warn or info",
+    source="trials: the version and TLS problems are logged at warn",
+)
+def _log_level(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    level = get(conf, "log", "level")
+    if level not in (None, "warn", "info"):
+        yield "log.level: is neither warn nor info"
+
+
+@_rule(
+    "NMQ-SVC-004",
+    "medium",
+    "The log is written where others can meddle with it",
+    why="In a directory that all users share, another user can put a link in the log's place; a relative one depends on "
+    "where the broker was started.",
+    remedy="Log to the console (systemd's journal), or set log.dir to a directory of the broker in nanomq_broker_settings",
+    source="the shipped configuration logs to /tmp",
+)
+def _log_dir(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    if "file" not in _list(conf, "log", "to"):
+        return
+    path = get(conf, "log", "dir")
+    if not isinstance(path, str) or not path.startswith("/"):
+        yield "log.dir: is not an absolute path"
+    elif re.match(r"/(var/)?tmp(/|$)|/dev/shm(/|$)", path):
+        yield "log.dir: is a directory that all users share"
+
+
+@_rule(
+    "NMQ-SVC-005",
+    "high",
+    "The broker loads a plugin",
+    why="A plugin is native code that runs inside of the broker, with all its keys and messages.",
+    remedy="Drop plugin.libs from nanomq_broker_settings, or waive this rule for a plugin that was reviewed",
+    source="source: plugin.libs[].path",
+)
+def _plugin(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for index, _lib in enumerate(_list(conf, "plugin", "libs")):
+        yield f"plugin.libs[{index}]: is loaded"
+
+
+@_rule(
+    "NMQ-SVC-006",
+    "medium",
+    "The rule engine is in use",
+    why="It runs SQL over what clients send, and had memory errors that get no CVE of their own (GHSA-c5gx-vc37-5h2f).",
+    remedy="Drop rules from nanomq_broker_settings and let a consumer do the work, or waive this rule",
+    source="advisory GHSA-c5gx-vc37-5h2f",
+)
+def _rule_engine(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    if _block(conf, "rules"):
+        yield "rules: is given"
+
+
+@_rule(
+    "NMQ-SVC-007",
+    "medium",
+    "The broker leaves its supervisor",
+    why="As a daemon it forks twice, changes its working directory to / and writes a pid file: systemd loses its sight.",
+    remedy="Drop system.daemon from nanomq_broker_settings",
+    source="trials: system.daemon",
+)
+def _daemon(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    if get(conf, "system", "daemon") is True:
+        yield "system.daemon: is true"
+
+
+_PATHS = ("keyfile", "certfile", "cacertfile")
+
+
+@_rule(
+    "NMQ-SVC-008",
+    "medium",
+    "A path is not absolute",
+    why="It is taken from where the broker was started, and a file that is not found gives no error: the listener opens "
+    "and fails every handshake, or every token.",
+    remedy="Write absolute paths in nanomq_broker_settings and the variables of the role",
+    source="trials: keys that cannot be read give a warning at most",
+)
+def _relative_path(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    blocks = list(tls_listeners(conf)) + [("http_server.jwt.public", _block(conf, "http_server", "jwt", "public"))]
+    blocks += [
+        (_join("bridges", "mqtt", name, "ssl"), _block(child, "ssl"))
+        for name, child in _blocks(conf, "bridges", "mqtt")
+    ]
+    for key, block in blocks:
+        for name in _PATHS:
+            value = get(block, name)
+            if isinstance(value, str) and value and not value.startswith("/"):
+                yield f"{key}.{name}: is not an absolute path"
+
+
+_UNITS = {"b": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30}
+_LARGEST_PACKET = 16 * 2**20
+_LARGEST_BODY = 2**20
+
+
+@_rule(
+    "NMQ-SVC-009",
+    "low",
+    "One client can make the broker take much memory",
+    why="A packet, and the body of a REST call (before its credentials are looked at), are held in memory as a whole.",
+    remedy="Lower mqtt.max_packet_size in nanomq_broker_settings, and nanomq_broker_http_max_body",
+    source="trials: max_body is checked before authentication; the shipped configuration allows packets of 256 MB",
+)
+def _large(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    packet, body = get(conf, "mqtt", "max_packet_size"), get(conf, "http_server", "max_body")
+    if _bytes(packet) > _LARGEST_PACKET:
+        yield f"mqtt.max_packet_size: is above {_LARGEST_PACKET // 2**20} MB"
+    if _bytes(body) > _LARGEST_BODY:
+        yield f"http_server.max_body: is above {_LARGEST_BODY // 2**20} MB"
+
+
+def _bytes(value: Any) -> int:
+    """A size in bytes; 0 for what is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    found = re.match(r"(\d{1,13})(b|kb|mb|gb)\Z", value, re.ASCII | re.I) if isinstance(value, str) else None
+    return int(found.group(1)) * _UNITS[found.group(2).lower()] if found else 0
+
+
+@_host_rule(
+    "NMQ-SVC-010",
+    "medium",
+    "NanoMQ does not run",
+    why="A broker that is down serves nobody, and nothing can be said of how it would.",
+    remedy="Look at `journalctl -u nanomq.service`, or apply the role nanomq_broker",
+    source="observed",
+)
+def _down(observation: dict) -> Iterator[str]:
+    if not fact(observation, "processes"):
+        yield "no process of it was found"
+
+
+def _running(observation: dict) -> list:
+    found = fact(observation, "processes")
+    if not found:
+        raise NotObserved("no NanoMQ runs")
+    return found
+
+
+@_host_rule(
+    "NMQ-SVC-011",
+    "critical",
+    "The broker runs as root",
+    why="A memory error in a packet parser that faces the network then gives away the whole host.",
+    remedy="Apply the role nanomq_broker, whose unit runs it as the user nanomq",
+    source="packages bring neither a user nor a unit",
+)
+def _as_root(observation: dict) -> Iterator[str]:
+    for process in _running(observation):
+        if process["uid"] == 0:
+            yield f"process {process['pid']} runs as root"
+
+
+@_host_rule(
+    "NMQ-SVC-012",
+    "high",
+    "The broker holds or can gain privileges",
+    why="Capabilities and setuid programs are what turns a broken service into a broken host.",
+    remedy="Apply the role nanomq_broker, whose unit takes all capabilities and forbids new privileges",
+    source="capabilities(7), systemd.exec(5)",
+)
+def _privileges(observation: dict) -> Iterator[str]:
+    for process in _running(observation):
+        if int(process["cap_eff"], 16) or int(process["cap_bnd"], 16):
+            yield f"process {process['pid']} has capabilities (bounding set {process['cap_bnd']})"
+        if not process["no_new_privs"]:
+            yield f"process {process['pid']} can gain privileges"
+
+
+@_host_rule(
+    "NMQ-SVC-013",
+    "high",
+    "The broker can change its own configuration",
+    why="POST /api/v4/config_update writes what it is sent over the file, and it counts from the next start on.",
+    remedy="Apply the role nanomq_broker: the file belongs to root, and the broker's group may read it",
+    source="trials: config_update",
+)
+def _conf_writable(observation: dict) -> Iterator[str]:
+    conf_file = fact(observation, "conf_file")
+    if conf_file["exists"] and conf_file["writable_by_service"] is None:
+        raise NotObserved("the broker's user is not known")
+    if conf_file["exists"] and conf_file["writable_by_service"]:
+        yield f"{conf_file['path']} can be written or replaced by the broker's user"
+
+
+@_host_rule(
+    "NMQ-SVC-014",
+    "high",
+    "The configuration, with all passwords, can be read by every user",
+    why="The broker knows passwords in clear only, so they stand in its file as they are.",
+    remedy="Apply the role nanomq_broker: mode 0640, root and the broker's group",
+    source="trials: passwords are compared as text",
+)
+def _conf_readable(observation: dict) -> Iterator[str]:
+    conf_file = fact(observation, "conf_file")
+    if conf_file["exists"] and int(conf_file["mode"], 8) & 0o007:
+        yield f"{conf_file['path']} has mode {conf_file['mode']}"
+
+
+@_host_rule(
+    "NMQ-SVC-015",
+    "critical",
+    "The broker cannot read its configuration, and would start open to everybody",
+    why="Where the file is missing or unreadable the broker starts with its defaults: 0.0.0.0:1883, anonymous clients "
+    "allowed. It says so on its console alone.",
+    remedy="Apply the role nanomq_broker, whose unit refuses to start without the file",
+    source="trials: --conf with a missing or unreadable file",
+)
+def _conf_unreadable(observation: dict) -> Iterator[str]:
+    conf_file = fact(observation, "conf_file")
+    if not conf_file["exists"]:
+        yield f"{conf_file['path']} does not exist"
+    elif conf_file["readable_by_service"] is None:
+        raise NotObserved("the broker's user is not known")
+    elif not conf_file["readable_by_service"]:
+        yield f"{conf_file['path']} cannot be read by the broker's user"
+
+
+@_host_rule(
+    "NMQ-SVC-016",
+    "high",
+    "The configuration has a syntax error",
+    why="The broker runs on with what it has read before, and does not come back after its next start.",
+    remedy="Apply the role nanomq_broker, which tries a configuration before it takes its place",
+    source="trials: a syntax error ends the broker with exit code 1",
+)
+def _conf_broken(observation: dict) -> Iterator[str]:
+    conf_file = fact(observation, "conf_file")
+    if conf_file.get("error"):
+        yield f"{conf_file['path']}: {conf_file['error']}"
+
+
+@_host_rule(
+    "NMQ-SVC-017",
+    "high",
+    "The broker is started with more, or less, than its configuration file",
+    why="Flags override the file. Without --conf the broker takes a file beside its program, or /etc/nanomq.conf.",
+    remedy="Apply the role nanomq_broker, whose unit passes --conf and nothing else",
+    source="trials: command line over file over environment",
+)
+def _flags(observation: dict) -> Iterator[str]:
+    for process in _running(observation):
+        if not process["conf_given"]:
+            yield f"process {process['pid']} has no --conf"
+        if process["flags"]:
+            yield f"process {process['pid']} has {', '.join(process['flags'])}"
+        if process["environment"]:
+            yield f"process {process['pid']} has {', '.join(process['environment'])} in its environment"
+
+
+@_host_rule(
+    "NMQ-SVC-018",
+    "high",
+    "The broker's working directory can serve files to anybody",
+    why="The broker serves a folder named dist below its working directory without asking for credentials.",
+    remedy="Apply the role nanomq_broker, whose unit uses an empty directory that belongs to root",
+    source="trials: paths outside of /api/v4 go to a file handler",
+)
+def _dist(observation: dict) -> Iterator[str]:
+    for process in _running(observation):
+        if process["dist"]:
+            yield f"there is a folder dist in {process['cwd']}"
+        elif process["cwd_writable"]:
+            yield f"the broker's user can make a folder dist in {process['cwd']}"
+
+
+@_host_rule(
+    "NMQ-SVC-019",
+    "medium",
+    "Nothing supervises the broker",
+    why="Outside of a unit there is no sandbox, no restart after a crash, and no journal.",
+    remedy="Apply the role nanomq_broker",
+    source="packages bring no unit; POST /api/v4/ctrl/restart starts a broker outside of it",
+)
+def _unsupervised(observation: dict) -> Iterator[str]:
+    for process in _running(observation):
+        if not process["unit"].endswith(".service") or process["unit"].startswith(("ssh.", "sshd.", "ssh@", "sshd@")):
+            yield f"process {process['pid']} belongs to {process['unit'] or 'no unit'}"
+
+
+@_host_rule(
+    "NMQ-SVC-020",
+    "medium",
+    "What runs is not what is installed",
+    why="Listeners, keys and REST are read at the start only: a file that was changed, or a program that was updated, "
+    "since then is not in force.",
+    remedy="Restart the broker, or apply the role nanomq_broker",
+    source="trials: what a reload takes over",
+)
+def _stale(observation: dict) -> Iterator[str]:
+    for process in _running(observation):
+        if process["program_replaced"]:
+            yield f"the program of process {process['pid']} was replaced since it started"
+        if process["conf_changed"]:
+            yield f"the configuration was changed since process {process['pid']} started"
+
+
+# --- versions ---------------------------------------------------------------------------------------------------------
+
+
+def _version(context: dict) -> tuple | None:
+    """The broker's version as numbers, None where it is not known."""
+    try:
+        return _schema.version_tuple(str(context.get("version") or ""))
+    except ValueError:
+        return None
+
+
+def _below(version: tuple | None, bound: str) -> bool:
+    return version is not None and version < _schema.version_tuple(bound)
+
+
+@_rule(
+    "NMQ-VER-001",
+    "critical",
+    f"This version ignores the address of REST: {FLOOR} is the least that can be hardened",
+    why="An older broker opens REST at 0.0.0.0 whatever ip_addr says, without a message.",
+    remedy=f"Install NanoMQ {RECOMMENDED} or later (nanomq_broker_package, nanomq_broker_version)",
+    source="trials and source: ip_addr is read from 0.23.1 on",
+)
+def _too_old(conf: dict, context: dict) -> Iterator[str]:
+    del conf
+    if _below(_version(context), FLOOR):
+        yield f"the version is {context['version']}"
+
+
+@_rule(
+    "NMQ-VER-002",
+    "critical",
+    "This version can be ended by anybody",
+    why="; ".join(f"{version}: {why}" for version, why in REFUSED.items()),
+    remedy=f"Install NanoMQ {RECOMMENDED} or later (nanomq_broker_package, nanomq_broker_version)",
+    source="issue 2417 of the broker",
+)
+def _refused(conf: dict, context: dict) -> Iterator[str]:
+    del conf
+    version = _version(context)
+    for refused, why in REFUSED.items():
+        if version and version[:3] == _schema.version_tuple(refused):
+            yield f"the version is {refused}: {why}"
+
+
+@_rule(
+    "NMQ-VER-003",
+    "high",
+    "This version has known weaknesses",
+    why="They are public, and no configuration closes them.",
+    remedy=f"Install NanoMQ {RECOMMENDED} or later (nanomq_broker_package, nanomq_broker_version)",
+    source="advisories and issues of the broker, each named in the finding",
+    blocking=False,
+)
+def _advisories(conf: dict, context: dict) -> Iterator[str]:
+    del conf
+    version = _version(context)
+    for advisory in ADVISORIES:
+        if _below(version, advisory.below) and not _below(version, advisory.since):
+            yield f"{advisory.id}: {advisory.title}"
+
+
+@_rule(
+    "NMQ-VER-004",
+    "high",
+    f"This version is older than {RECOMMENDED}, the one that this policy was tried on",
+    why="Its traps were looked for on that version. Before it, a reload does not take over changed topic rules.",
+    remedy=f"Install NanoMQ {RECOMMENDED} or later (nanomq_broker_package, nanomq_broker_version)",
+    source="trials on 0.25.6",
+    blocking=False,
+)
+def _not_recommended(conf: dict, context: dict) -> Iterator[str]:
+    del conf
+    if _below(_version(context), RECOMMENDED):
+        yield f"the version is {context['version']}"
+
+
+@_rule(
+    "NMQ-VER-005",
+    "medium",
+    "The version of the broker is not known",
+    why="What a key means, and whether it is read at all, depends on it.",
+    remedy="Install NanoMQ from a package, or set nanomq_broker_version",
+    source="trials: the program has no option that tells its version",
+)
+def _unknown_version(conf: dict, context: dict) -> Iterator[str]:
+    del conf
+    if _version(context) is None:
+        yield "neither a package nor the log tells it"
+
+
+# --- waivers ----------------------------------------------------------------------------------------------------------
+
+_WAIVER_REMEDY = "Write {rule: NMQ-..., reason: why, expires: 2030-12-31}, or fix what it waives"
+_RULES["NMQ-WVR-001"] = Rule(
+    "NMQ-WVR-001",
+    "high",
+    "A waiver has expired",
+    why="A waiver is a decision with an end; after it the rule counts again.",
+    remedy="Fix what it waives, or decide anew and set another date in nanomq_broker_waivers",
+    source="this policy",
+)
+_RULES["NMQ-WVR-002"] = Rule(
+    "NMQ-WVR-002",
+    "high",
+    "A waiver names no rule",
+    why="A misspelt waiver waives nothing, though its author believes so.",
+    remedy=_WAIVER_REMEDY,
+    source="this policy",
+)
+_RULES["NMQ-WVR-003"] = Rule(
+    "NMQ-WVR-003",
+    "high",
+    "A waiver lacks its reason or its end",
+    why="Nobody can judge later whether it still holds.",
+    remedy=_WAIVER_REMEDY,
+    source="this policy",
+)
+
+#: All rules, by id.
+RULES: dict[str, Rule] = dict(sorted(_RULES.items()))
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def _finding(rule: Rule, evidence: Iterable[str], observed: bool = True) -> Finding:
+    return Finding(
+        rule.id,
+        rule.severity,
+        rule.layer,
+        rule.title,
+        tuple(evidence),
+        rule.remedy,
+        observed=observed,
+        blocking=rule.blocking,
+    )
+
+
+def by_severity(findings: Iterable[Finding]) -> list[Finding]:
+    """The worst first, then by id; what is waived or was not observed after the rest."""
+    return sorted(findings, key=lambda f: (bool(f.waived), not f.observed, -SEVERITIES.index(f.severity), f.id))
+
+
+def evaluate_config(conf: dict, *, version: str | None = None, context: dict | None = None) -> list[Finding]:
+    """What is wrong with a configuration that is about to be deployed.
+
+    version: of the broker that will read it, None or empty where it is not known
+    context: what else the caller knows: {"firewall": False} where no packet filter will be there
+    """
+    context = {**(context or {}), "version": version or ""}
+    found = []
+    for rule in RULES.values():
+        evidence = list(rule.config(conf, context)) if rule.config else []
+        if evidence:
+            found.append(_finding(rule, evidence))
+    return by_severity(found)
+
+
+def evaluate_host(observation: dict) -> list[Finding]:
+    """What is wrong with a host as observed; see `_observe.observe` for the shape.
+
+    A rule that could not be judged is a finding with `observed` false, unless one half of it is known to be broken.
+    """
+    found = []
+    for rule in RULES.values():
+        evidence, unknown = [], []
+        for check in (_config_on_host(rule), rule.host):
+            if check is None:
+                continue
+            try:
+                # Item by item: what was seen before something could not be is kept.
+                for item in check(observation):
+                    evidence.append(item)
+            except NotObserved as reason:
+                unknown.append(str(reason))
+        if evidence:
+            found.append(_finding(rule, evidence))
+        elif unknown:
+            found.append(_finding(rule, dict.fromkeys(unknown), observed=False))
+    return by_severity(found)
+
+
+def _config_on_host(rule: Rule) -> Check | None:
+    """The rule's check of a configuration, asked of that which the host has."""
+    if rule.config is None:
+        return None
+
+    def check(observation: dict) -> Iterable[str]:
+        if rule.id.startswith("NMQ-VER"):
+            return rule.config({}, {"version": fact(observation, "version")})
+        return rule.config(fact(observation, "conf"), {})
+
+    return check
+
+
+def passed(findings: Iterable[Finding]) -> list[str]:
+    """The ids of the rules for hosts that hold."""
+    broken = {finding.id for finding in findings}
+    return [rule.id for rule in RULES.values() if (rule.config or rule.host) and rule.id not in broken]
+
+
+def _date(value: Any) -> datetime.date | None:
+    if isinstance(value, datetime.datetime):
+        return value.date()
+    if isinstance(value, datetime.date):
+        return value
+    try:
+        return datetime.datetime.strptime(str(value), "%Y-%m-%d").date()
+    except ValueError:
+        return None
+
+
+def apply_waivers(findings: list[Finding], waivers: list, today: datetime.date) -> list[Finding]:
+    """The findings with those marked that a waiver covers, and further ones for waivers that are no good.
+
+    waivers: [{"rule": "NMQ-TLS-001", "reason": why, "expires": "2030-12-31"}]; they hold on the day they expire.
+    """
+    reasons: dict[str, str] = {}
+    trouble: dict[str, list[str]] = {}
+    for index, waiver in enumerate(waivers):
+        name = str(get(waiver, "rule") or "")
+        reason, expires = str(get(waiver, "reason") or "").strip(), _date(get(waiver, "expires"))
+        where = f"waiver {index + 1} ({name or 'without a rule'})"
+        if name not in RULES or name.startswith("NMQ-WVR"):
+            trouble.setdefault("NMQ-WVR-002", []).append(f"{where}: there is no such rule")
+        elif not reason:
+            trouble.setdefault("NMQ-WVR-003", []).append(f"{where}: has no reason")
+        elif expires is None:
+            trouble.setdefault("NMQ-WVR-003", []).append(f"{where}: expires is no date such as 2030-12-31")
+        elif expires < today:
+            trouble.setdefault("NMQ-WVR-001", []).append(f"{where}: expired on {expires.isoformat()}")
+        else:
+            reasons[name] = reason
+    marked = [dataclasses.replace(f, waived=reasons.get(f.id, "")) for f in findings]
+    return by_severity(marked + [_finding(RULES[rule], evidence) for rule, evidence in trouble.items()])
+
+
+def failing(findings: Iterable[Finding], fail_on: str, *, deployment: bool = False) -> list[Finding]:
+    """The findings of the severity `fail_on` ("none", "low" ... "critical") and above that no waiver covers.
+
+    deployment: without those that can only be cured by another version of the broker
+    """
+    if fail_on == "none":
+        return []
+    worst = SEVERITIES.index(fail_on)
+    return [
+        f for f in findings if not f.waived and SEVERITIES.index(f.severity) >= worst and (f.blocking or not deployment)
+    ]
+
+
+def summary(findings: list[Finding]) -> str:
+    """``14 findings (5 critical, 6 high, 3 low), 2 not observed, 1 waived, 21 rules passed``."""
+    real = [f for f in findings if f.observed and not f.waived]
+    counts = [(sum(f.severity == severity for f in real), severity) for severity in reversed(SEVERITIES)]
+    detail = ", ".join(f"{count} {severity}" for count, severity in counts if count)
+    parts = [f"{len(real)} finding{'s' * (len(real) != 1)}" + (f" ({detail})" if detail else "")]
+    for count, word in (
+        (sum(not f.observed and not f.waived for f in findings), "not observed"),
+        (sum(bool(f.waived) for f in findings), "waived"),
+    ):
+        if count:
+            parts.append(f"{count} {word}")
+    return ", ".join([*parts, f"{len(passed(findings))} rules passed"])

@@ -1,0 +1,408 @@
+# Copyright: Contributors to the edgesec.nanomq collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Probes: what a hardened host promises, asked of its sockets, processes and kernel instead of its files.
+
+An open port proves nothing about this broker, which listens with a broken certificate and accepts anybody where its
+user list came out empty. So every probe here has a conversation: a TLS handshake, a CONNECT that must be refused, a
+request without a token that must be 401.
+
+Each function named in `PROBES` takes its own options and the credentials, and returns what does not hold, in words.
+Times are seconds. Sources: MQTT 3.1.1 sections 3.1 and 3.2; proc(5); nft(8).
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import pwd
+import secrets
+import socket
+import ssl
+import struct
+import time
+
+from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import run
+
+TIMEOUT = 3.0
+#: How long a service that was just started may take until everything holds.
+PATIENCE = 12.0
+
+
+def run_probes(probes: list[dict], credentials: dict, patience: float = PATIENCE) -> list[str]:
+    """Run all probes until all hold or the patience is over. Returns what does not hold."""
+    until = time.monotonic() + patience
+    while True:
+        failing = []
+        for probe in probes:
+            options = {key: value for key, value in probe.items() if key != "type"}
+            failing += PROBES[probe["type"]](credentials=credentials, **options)
+        if not failing or time.monotonic() >= until:
+            return failing
+        time.sleep(0.2)
+
+
+# --- sockets and processes --------------------------------------------------------------------------------------------
+
+
+def unit_pids(unit: str) -> set[int]:
+    """The processes of a systemd unit, from its control group."""
+    code, out = run(["systemctl", "show", "-p", "ControlGroup", "--value", unit])
+    pids: set[int] = set()
+    if code != 0 or not out:
+        return pids
+    for base in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"):
+        for directory, _names, files in os.walk(base + out):
+            if "cgroup.procs" in files:
+                try:
+                    with open(os.path.join(directory, "cgroup.procs")) as handle:
+                        pids.update(int(line) for line in handle)
+                except OSError:
+                    continue  # a group that ended meanwhile
+        if pids:
+            return pids
+    return pids
+
+
+def nanomq_pids() -> set[int]:
+    """All processes that run a program named nanomq, started by whomever."""
+    found = set()
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as handle:
+                words = handle.read().split(b"\0")
+        except OSError:
+            continue
+        if any(os.path.basename(word) == b"nanomq" for word in words[:2]):
+            found.add(int(name))
+    return found
+
+
+def _address(text: str) -> str:
+    """ "0100007F:1F91" of /proc/net/tcp -> "127.0.0.1:8081"; the IPv6 form -> "[::1]:8081"."""
+    raw, port = text.split(":")
+    words = [struct.pack("=I", int(raw[i : i + 8], 16)) for i in range(0, len(raw), 8)]
+    packed = b"".join(words)
+    if len(packed) == 4:
+        return f"{socket.inet_ntop(socket.AF_INET, packed)}:{int(port, 16)}"
+    return f"[{socket.inet_ntop(socket.AF_INET6, packed)}]:{int(port, 16)}"
+
+
+def listening(pids: set[int] | None = None) -> dict[str, set[int]]:
+    """Listening TCP sockets and who holds them: {"127.0.0.1:8081": {pid, ...}}, of the given processes or of all."""
+    inodes = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(table) as handle:
+                lines = handle.read().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == "0A":
+                inodes[fields[9]] = _address(fields[1])
+    result: dict[str, set[int]] = {} if pids is not None else {address: set() for address in inodes.values()}
+    for pid in pids if pids is not None else {int(name) for name in os.listdir("/proc") if name.isdigit()}:
+        try:
+            names = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue
+        for name in names:
+            try:
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+            except OSError:
+                continue
+            if target.startswith("socket:[") and target[8:-1] in inodes:
+                result.setdefault(inodes[target[8:-1]], set()).add(pid)
+    return result
+
+
+def probe_listeners(*, service: str, expect: list[str], credentials: dict) -> list[str]:
+    """The unit listens on the declared addresses and on nothing else, and no second broker runs beside it."""
+    del credentials
+    pids = unit_pids(service)
+    found = set(listening(pids))
+    failing = [f"{service} does not listen on {address}" for address in sorted(set(expect) - found)]
+    failing += [f"{service} listens on {address}, which is not declared" for address in sorted(found - set(expect))]
+    strays = sorted(nanomq_pids() - pids)
+    if strays:
+        failing.append(
+            f"another NanoMQ runs outside of {service} (process {', '.join(map(str, strays))}): "
+            "end it, and remove what starts it"
+        )
+    return failing
+
+
+def probe_process(*, service: str, user: str, credentials: dict) -> list[str]:
+    """The unit runs as this user, without capabilities and without a way to gain any."""
+    del credentials
+    try:
+        uid = pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return [f"there is no user {user}"]
+    pids = unit_pids(service)
+    if not pids:
+        return [f"{service} has no process"]
+    failing = []
+    for pid in sorted(pids):
+        try:
+            with open(f"/proc/{pid}/status") as handle:
+                status = dict(line.rstrip("\n").split(":\t", 1) for line in handle if ":\t" in line)
+        except OSError:
+            continue
+        if set(status["Uid"].split()) != {str(uid)}:
+            failing.append(f"process {pid} of {service} does not run as {user}, but as uid {status['Uid'].split()[1]}")
+        if int(status["CapEff"], 16) or int(status["CapBnd"], 16):
+            failing.append(f"process {pid} of {service} has capabilities ({status['CapEff']}/{status['CapBnd']})")
+        if status.get("NoNewPrivs", "").strip() != "1":
+            failing.append(f"process {pid} of {service} could gain privileges")
+    return failing
+
+
+# --- MQTT -------------------------------------------------------------------------------------------------------------
+
+
+def _field(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("!H", len(data)) + data
+
+
+def connect_packet(username: str | None, password: str | None) -> bytes:
+    """An MQTT 3.1.1 CONNECT with a clean session and a client id of its own."""
+    flags = 0x02 | (0x80 if username is not None else 0) | (0x40 if password is not None else 0)
+    body = _field("MQTT") + bytes([4, flags]) + struct.pack("!H", 10) + _field(f"edgesec-probe-{secrets.token_hex(4)}")
+    body += b"".join(_field(text) for text in (username, password) if text is not None)
+    length, rest = b"", len(body)
+    while True:
+        rest, digit = divmod(rest, 128)
+        length += bytes([digit | (0x80 if rest else 0)])
+        if not rest:
+            return b"\x10" + length + body
+
+
+def mqtt_connect(
+    host: str,
+    port: int,
+    *,
+    tls_context: ssl.SSLContext | None = None,
+    username: str | None = None,
+    password: str | None = None,
+    timeout: float = TIMEOUT,
+) -> tuple[str, bytes]:
+    """Try to log in. Returns the outcome and the certificate served (DER, empty without TLS).
+
+    Outcomes: "accepted", "refused" (closed or a CONNACK that says no), "no answer", "closed port", "no handshake".
+    """
+    certificate = b""
+    try:
+        raw = socket.create_connection((host, port), timeout=timeout)
+    except OSError:
+        return "closed port", certificate
+    try:
+        connection = raw
+        if tls_context is not None:
+            try:
+                connection = tls_context.wrap_socket(raw)
+                certificate = connection.getpeercert(binary_form=True) or b""
+            except (OSError, ValueError):
+                return "no handshake", certificate
+        try:
+            connection.sendall(connect_packet(username, password))
+            answer = _receive(connection, 4)
+        except socket.timeout:  # not yet an alias of TimeoutError on Python 3.9
+            return "no answer", certificate
+        except OSError:
+            return "refused", certificate
+        accepted = len(answer) == 4 and answer[0] == 0x20 and answer[3] == 0
+        return ("accepted" if accepted else "refused"), certificate
+    finally:
+        if tls_context is not None and connection is not raw:
+            connection.close()
+        raw.close()
+
+
+def _receive(connection: socket.socket, length: int) -> bytes:
+    """So many bytes, or fewer where the other side closes before."""
+    data = b""
+    while len(data) < length:
+        part = connection.recv(length - len(data))
+        if not part:
+            break
+        data += part
+    return data
+
+
+def client_context(ca: str, certificate: str = "", key: str = "", passphrase: str | None = None) -> ssl.SSLContext:
+    """A client that verifies the chain. The name is not compared: the probe speaks to an address of the host itself."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(cafile=ca)
+    if certificate:
+        context.load_cert_chain(certificate, key, password=passphrase or "")
+    return context
+
+
+def _served(certificate: str) -> bytes:
+    """The first certificate of a PEM file, as DER."""
+    with open(certificate) as handle:
+        text = handle.read()
+    end = "-----END CERTIFICATE-----"
+    return ssl.PEM_cert_to_DER_cert(text[text.index("-----BEGIN CERTIFICATE-----") : text.index(end) + len(end)])
+
+
+def probe_mqtt(
+    *, port: int, address: str = "127.0.0.1", ca: str, certificate: str, key: str, mtls: bool, credentials: dict
+) -> list[str]:
+    """MQTT over TLS: the right certificate is served, a user gets in, and nobody else does."""
+    where = f"MQTT on {address}:{port}"
+    try:
+        context = client_context(ca, certificate, key, credentials.get("key_passphrase"))
+        wanted = _served(certificate)
+    except (OSError, ValueError) as error:
+        return [f"{where}: the certificate, key or CA cannot be used: {error}"]
+
+    def connect(**options) -> tuple[str, bytes]:
+        return mqtt_connect(address, port, tls_context=options.pop("context", context), **options)
+
+    outcome, served = connect()
+    if outcome in ("closed port", "no handshake"):
+        hint = " (do the certificate and the key belong together?)" if outcome == "no handshake" else ""
+        return [f"{where}: {outcome}{hint}"]
+    failing = []
+    if served != wanted:
+        failing.append(f"{where}: another certificate is served than the one in {certificate}")
+    if outcome != "refused":
+        failing.append(f"{where}: an anonymous client was not refused: {outcome}")
+    # A random name with a random password gets in where the broker's user list came out empty.
+    outcome, _served_now = connect(username=secrets.token_hex(8), password=secrets.token_hex(8))
+    if outcome != "refused":
+        failing.append(f"{where}: a client with made-up credentials was not refused: {outcome}")
+    if mtls:
+        outcome, _served_now = connect(
+            context=client_context(ca),
+            username=credentials.get("mqtt_username"),
+            password=credentials.get("mqtt_password"),
+        )
+        if outcome not in ("refused", "no handshake"):
+            failing.append(f"{where}: a client without a certificate was not refused: {outcome}")
+    if credentials.get("mqtt_username"):
+        outcome, _served_now = connect(username=credentials["mqtt_username"], password=credentials["mqtt_password"])
+        if outcome != "accepted":
+            failing.append(f"{where}: the declared user {credentials['mqtt_username']} is not let in: {outcome}")
+    return failing
+
+
+# --- REST -------------------------------------------------------------------------------------------------------------
+
+
+def rest_get(
+    host: str, port: int, path: str, headers: dict[str, str] | None = None, timeout: float = TIMEOUT
+) -> tuple[int, bytes]:
+    """GET a path of the REST server. Returns (status, body), or (0, why) where there was no answer."""
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    try:
+        connection.request("GET", path, headers=headers or {})
+        response = connection.getresponse()
+        return response.status, response.read(4 << 20)
+    except (OSError, http.client.HTTPException) as error:
+        return 0, str(error).encode()
+    finally:
+        connection.close()
+
+
+def rest_status(
+    host: str, port: int, path: str, headers: dict[str, str] | None = None, timeout: float = TIMEOUT
+) -> int:
+    """The status alone; 0 where there was no answer."""
+    return rest_get(host, port, path, headers, timeout)[0]
+
+
+def probe_rest(*, port: int, address: str = "127.0.0.1", credentials: dict) -> list[str]:
+    """REST refuses a caller without, and with made-up, credentials, and answers one with the right ones."""
+    where = f"REST on {address}:{port}"
+    status = rest_status(address, port, "/api/v4/brokers")
+    if status == 0:
+        return [f"{where} does not answer"]
+    failing = []
+    if status != 401:
+        failing.append(f"{where} answers a caller without credentials with {status} instead of 401")
+    for name, value in (("shipped credentials", "Basic YWRtaW46cHVibGlj"), ("made-up token", "Bearer e30.e30.e30")):
+        status = rest_status(address, port, "/api/v4/brokers", {"Authorization": value})
+        if status != 401:
+            failing.append(f"{where} answers a caller with a {name} with {status} instead of 401")
+    if credentials.get("rest_authorization"):
+        status = rest_status(address, port, "/api/v4/brokers", {"Authorization": credentials["rest_authorization"]})
+        if status != 200:
+            failing.append(
+                f"{where} answers valid credentials with {status} instead of 200 "
+                "(is the broker built with JWT? only the -full packages are; is the host's clock right?)"
+            )
+    return failing
+
+
+# --- the firewall -----------------------------------------------------------------------------------------------------
+
+
+def probe_nft_table(*, family: str, table: str, file: str, credentials: dict) -> list[str]:
+    """The kernel holds the table exactly as the file says.
+
+    What the file means is asked of the kernel too, in a network namespace of its own.
+    """
+    del credentials
+    listing = ["nft", "-s", "-t", "list", "table", family, table]
+    code, loaded = run(listing)
+    if code != 0:
+        return [f"the table {family} {table} is not loaded"]
+    script = 'nft -f "$1" && shift && exec "$@"'
+    code, meant = run(["unshare", "--net", "sh", "-c", script, "sh", file, *listing])
+    if code != 0:
+        return [f"{file} cannot be loaded: {meant}"]
+    return [] if loaded == meant else [f"the table {family} {table} in the kernel differs from {file}"]
+
+
+def probe_unreachable(*, user: str, port: int, addresses: list[str], credentials: dict) -> list[str]:
+    """An ordinary local user does not get through to a port on loopback."""
+    del credentials
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError:
+        return [f"there is no user {user} to try the port with"]
+    child = os.fork()
+    if child == 0:
+        code = 255
+        try:
+            os.setgroups([])
+            os.setgid(account.pw_gid)
+            os.setuid(account.pw_uid)
+            code = sum(1 << number for number, address in enumerate(addresses) if _reaches(address, port))
+        finally:
+            os._exit(code)
+    _pid, status = os.waitpid(child, 0)
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 255
+    if code == 255:
+        return [f"could not try port {port} as {user}"]
+    return [
+        f"the local user {user} reaches port {port} on {address}"
+        for number, address in enumerate(addresses)
+        if code & 1 << number
+    ]
+
+
+def _reaches(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=TIMEOUT).close()
+        return True
+    except OSError:
+        return False
+
+
+PROBES = {
+    "listeners": probe_listeners,
+    "process": probe_process,
+    "mqtt": probe_mqtt,
+    "rest": probe_rest,
+    "nft_table": probe_nft_table,
+    "unreachable": probe_unreachable,
+}

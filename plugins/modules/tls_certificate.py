@@ -1,0 +1,364 @@
+#!/usr/bin/python
+# Copyright: Contributors to the edgesec.nanomq collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: tls_certificate
+version_added: "0.1.0"
+short_description: Keep a TLS key, born on the host, and a certificate for it, signed on the controller
+description:
+  - Makes a private key on the host, where it stays. The certificate request travels to the controller, which signs it
+    with the authority of M(edgesec.nanomq.tls_authority) if it asks for nothing but what this task allows, and the
+    certificate travels back.
+  - A pair is made anew when there is none, when it has expired or will within O(renew_before), when its names, usages,
+    kind of key or passphrase are not those asked for, when it is damaged, and when the present authority did not
+    sign it. Otherwise nothing is changed, but for owner, group and modes.
+  - Each pair has a directory of its own, named after the certificate's serial number, which never changes afterwards.
+    The link C(current) beside it is switched in one step, so that a cut at any moment leaves the old pair in force.
+    A service that names the concrete directory gets a renewal as a change of its configuration, which can be validated
+    and undone.
+  - One module run in steady state, two when a pair is made. No passphrase of the authority is needed in steady state.
+  - Keys are handled with the cryptography library where the host has it, else with the C(openssl) program.
+requirements:
+  - "on the host: cryptography >= 3.1, or the openssl program, 1.1.1 or newer"
+options:
+  name:
+    description:
+      - Name of the pair, which is the name of its directory within O(path).
+    type: str
+    required: true
+  path:
+    description:
+      - Absolute path of the directory of all pairs, on the host. It is made if it is missing, with mode V(0755).
+      - It and the directories above it must belong to root or the user of the task, be no symbolic links, and be
+        writable by neither group nor others.
+    type: path
+    default: /etc/nanomq/pki
+  common_name:
+    description:
+      - Common name of the certificate, at most 64 characters.
+    type: str
+    required: true
+  subject_alt_names:
+    description:
+      - Names that the certificate holds for, each as V(DNS:host), V(IP:address) or V(URI:uri).
+      - Required for V(server_auth), since clients look for a server's name nowhere else.
+    type: list
+    elements: str
+    default: []
+  usages:
+    description:
+      - What the certificate is good for.
+    type: list
+    elements: str
+    choices: [client_auth, server_auth]
+    default: [server_auth]
+  key_type:
+    description:
+      - Kind of the private key. Ed25519 is not offered, since the broker cannot use it, nor is RSA below 2048 bits.
+    type: str
+    choices: [ec-p256, ec-p384, rsa-2048, rsa-3072, rsa-4096]
+    default: ec-p256
+  key_passphrase:
+    description:
+      - Passphrase of the private key. With it the key is kept encrypted (AES-256). The service needs it as well.
+      - Another passphrase makes another pair. One line of at most 1023 bytes.
+    type: str
+  valid_for:
+    description:
+      - How long a new certificate is valid, such as V(365d) or V(12h). It ends with the authority at the latest.
+    type: str
+    default: 365d
+  renew_before:
+    description:
+      - How long before its end a pair is renewed, such as V(30d), or as a share of O(valid_for), such as V(33%).
+    type: str
+    default: 30d
+  owner:
+    description:
+      - Owner of the files. The directories belong to the user of the task.
+    type: str
+    default: root
+  group:
+    description:
+      - Group of the files and of their directories, which the service is in. It must exist, but for check mode.
+    type: str
+    default: nanomq
+  mode:
+    description:
+      - Mode of the private key, at most V(0640), in quotes. The directories have V(0750), the certificate V(0644).
+    type: str
+    default: "0640"
+  authority_path:
+    description:
+      - Absolute path of the authority's directory, on the controller. It never reaches the host.
+    type: str
+    required: true
+  authority_passphrase:
+    description:
+      - Passphrase of the authority's private key. It never reaches the host.
+    type: str
+  keep:
+    description:
+      - How many old pairs to keep, 1 or more.
+    type: int
+    default: 5
+  backend:
+    description:
+      - What handles keys on the host. V(auto) takes the cryptography library if it can be imported, else C(openssl).
+    type: str
+    choices: [auto, cryptography, openssl]
+    default: auto
+  exchange:
+    description:
+      - What the action plugin on the controller says to the module on the host. It is not for use in tasks, which are
+        refused if they give it.
+    type: dict
+    suboptions:
+      step:
+        description:
+          - What this run does, V(inspect) and if need be begin a new pair, V(install) the one begun, or V(discard) it.
+        type: str
+        choices: [inspect, install, discard]
+        required: true
+      authority:
+        description: Certificates of the authority in PEM; empty if there is none yet.
+        type: str
+        default: ""
+      pending:
+        description: Name of the directory of the pair begun.
+        type: str
+        default: ""
+      certificate:
+        description: Its certificate from the authority, followed by intermediate ones, in PEM.
+        type: str
+        default: ""
+author:
+  - EdgeSec maintainers (@edgesec)
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check mode and say what would change, without changing anything.
+  diff_mode:
+    support: none
+    description: Will say what changed, or would change, in diff mode.
+  platform:
+    platforms: posix
+    support: full
+    description: The operating systems that this works on.
+notes:
+  - A pair that has just been replaced is kept at least until the next run, whatever O(keep) says.
+seealso:
+  - module: edgesec.nanomq.tls_authority
+"""
+
+EXAMPLES = r"""
+- name: Keep the broker's certificate
+  edgesec.nanomq.tls_certificate:
+    name: server
+    common_name: "{{ inventory_hostname }}"
+    subject_alt_names:
+      - DNS:broker.example
+      - IP:192.0.2.1
+    usages: [server_auth, client_auth]
+    authority_path: "{{ nanomq_pki_dir }}/ca"
+    authority_passphrase: "{{ vault_ca_passphrase }}"
+  register: broker_pair
+
+- name: Renew in the last third of a short life
+  edgesec.nanomq.tls_certificate:
+    name: server
+    common_name: "{{ inventory_hostname }}"
+    subject_alt_names: ["DNS:{{ inventory_hostname }}"]
+    valid_for: 7d
+    renew_before: 33%
+    authority_path: "{{ nanomq_pki_dir }}/ca"
+"""
+
+RETURN = r"""
+key_path:
+  description:
+    - Path of the private key, in the directory of the pair in force.
+    - In check mode without such a pair it is a stand-in, C(<path>/<name>/pending/key.pem).
+  returned: success
+  type: str
+  sample: /etc/nanomq/pki/server/2f9c41d0/key.pem
+certificate_path:
+  description: Path of the certificate, followed by intermediate ones if there are any; see RV(key_path) for check mode.
+  returned: success
+  type: str
+  sample: /etc/nanomq/pki/server/2f9c41d0/cert.pem
+current:
+  description: Path of the link to the directory of the pair in force.
+  returned: success
+  type: str
+  sample: /etc/nanomq/pki/server/current
+serial:
+  description: Serial number in hexadecimal; empty if there is no pair.
+  returned: success
+  type: str
+fingerprint_sha256:
+  description: SHA-256 of the certificate, as C(openssl x509 -fingerprint -sha256) prints it; empty if there is none.
+  returned: success
+  type: str
+not_after:
+  description: Last moment of the certificate, in UTC; empty if there is none.
+  returned: success
+  type: str
+  sample: "2027-11-24T12:00:00Z"
+reason:
+  description:
+    - Why something was, or would be, changed; empty if nothing was.
+    - "It begins with one of these words and a colon: C(missing), C(unreadable), C(mismatch), C(key_type), C(authority),
+      C(expired), C(expiring), C(names), C(usages) for a new pair; C(access) or C(leftovers) without one."
+  returned: success
+  type: str
+  sample: "expiring: at 2027-11-24T12:00:00Z, and to be renewed from 2027-10-25T12:00:00Z"
+renewed:
+  description: Whether a new pair was, or would be, made.
+  returned: success
+  type: bool
+authority_certificate:
+  description: The authority's certificate or certificates in PEM; empty in check mode when there is no authority yet.
+  returned: success
+  type: str
+backend:
+  description: What handled keys on the host, C(cryptography) or C(openssl).
+  returned: success
+  type: str
+"""
+
+import grp
+import os
+import pwd
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _x509
+from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
+    CryptoError,
+    choose_backend,
+    load_certificates,
+)
+from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
+from ansible_collections.edgesec.nanomq.plugins.module_utils._pairs import (
+    CERTIFICATE,
+    KEY,
+    OPTIONS,
+    PENDING,
+    Access,
+    ClockProblem,
+    Pair,
+    PairStore,
+    parse_mode,
+    wanted_pair,
+)
+
+EXCHANGE = {
+    "type": "dict",
+    "options": {
+        "step": {"type": "str", "choices": ["inspect", "install", "discard"], "required": True},
+        "authority": {"type": "str", "default": ""},
+        "pending": {"type": "str", "default": ""},
+        "certificate": {"type": "str", "default": ""},
+    },
+}
+
+
+def find_access(module: AnsibleModule) -> Access:
+    """Return owner, group and mode. Raises FileProblem when they do not exist or cannot be given."""
+    owner, group = module.params["owner"], module.params["group"]
+    mode = parse_mode(module.params["mode"])
+    try:
+        uid = pwd.getpwnam(owner).pw_uid
+    except KeyError:
+        raise FileProblem(f"the user {owner!r} does not exist on this host") from None
+    try:
+        gid = grp.getgrnam(group).gr_gid
+    except KeyError:
+        if not module.check_mode:
+            raise FileProblem(f"the group {group!r} does not exist on this host: create it first") from None
+        module.warn(f"the group {group!r} does not exist on this host yet")
+        gid = -1
+    if os.geteuid() not in (0, uid):
+        raise FileProblem(f"only root can give files to {owner!r}: set become, or another owner")
+    return Access(uid, gid, mode)
+
+
+def open_store(module: AnsibleModule) -> PairStore:
+    """Return the store that the options describe. Raises what its parts raise."""
+    options = module.params
+    authority = options["exchange"]["authority"].encode("ascii")
+    return PairStore(
+        directory=os.path.join(options["path"].rstrip("/"), options["name"]),
+        wanted=wanted_pair(options),
+        access=find_access(module),
+        authority=load_certificates(authority, "the authority") if authority else [],
+        backend=choose_backend(options["backend"]),
+        keep=options["keep"],
+    )
+
+
+def describe(store: PairStore, pair: Pair | None) -> dict:
+    """Return the module's result for the pair in force, or for none."""
+    folder = pair.directory if pair else os.path.join(store.directory, PENDING)
+    return {
+        "key_path": os.path.join(folder, KEY),
+        "certificate_path": os.path.join(folder, CERTIFICATE),
+        "current": store.current,
+        "serial": pair.certificate.identifier if pair else "",
+        "fingerprint_sha256": pair.certificate.fingerprint_sha256 if pair else "",
+        "not_after": _x509.show_time(pair.certificate.not_after) if pair else "",
+    }
+
+
+def inspect(module: AnsibleModule, store: PairStore) -> dict:
+    """Compare the pair in force with the wanted one. Mend its access; or begin a new one if it needs to be replaced."""
+    pair, reason = store.inspect()
+    if reason:
+        result = {"changed": True, "renewed": True, "reason": reason, **describe(store, pair)}
+        if not module.check_mode:
+            result["pending"], request = store.begin()
+            result["request"] = request.decode("ascii")
+        return result
+    drift, leftovers = store.drift(pair), store.leftovers()
+    if not module.check_mode:
+        if drift:
+            store.mend_all(pair)
+        if leftovers:
+            store.tidy()
+    reason = f"access: {'; '.join(drift)}" if drift else f"leftovers: {', '.join(leftovers)}" if leftovers else ""
+    return {"changed": bool(reason), "renewed": False, "reason": reason, **describe(store, pair)}
+
+
+def run(module: AnsibleModule) -> dict:
+    """Do the step asked for."""
+    store = open_store(module)
+    exchange = module.params["exchange"]
+    if exchange["step"] != "discard":
+        store.check()
+    with store.lock():
+        if exchange["step"] == "inspect":
+            result = inspect(module, store)
+        elif exchange["step"] == "install":
+            pair = store.install(exchange["pending"], exchange["certificate"].encode("ascii"))
+            result = {"changed": True, "renewed": True, **describe(store, pair)}
+        else:
+            store.discard(exchange["pending"])
+            result = {"changed": False}
+    return {"backend": store.backend_name, **result}
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec={**OPTIONS, "exchange": EXCHANGE}, supports_check_mode=True)
+    if module.params["exchange"] is None:
+        module.fail_json(msg="this module works only together with its action plugin, edgesec.nanomq.tls_certificate")
+    try:
+        result = run(module)
+    except (FileProblem, CryptoError, ClockProblem, ValueError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,448 @@
+#!/usr/bin/python
+# Copyright: Contributors to the edgesec.nanomq collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: transaction
+short_description: Change a set of files and the services that read them, or nothing
+version_added: "0.1.0"
+author: EdgeSec maintainers (@edgesec)
+description:
+  - Brings a host to a wanted set of files and services in one remote run. The change either holds, or the host is left,
+    or put back, as it was.
+  - The steps are C(lock), C(recover), C(compare), C(stage), C(validate), C(swap), C(activate), C(probe) and C(commit).
+    A failure names its step, and brings the end of the services' journal.
+  - A run that dies in the middle is undone by a timer on the host, by the next run, or by a reboot before the services
+    start, whichever comes first.
+  - When nothing differs the services and the probes are still looked at, and a service that is down is started again.
+options:
+  name:
+    description: Name of the transaction. One runs at a time, and each name has its own generations.
+    type: str
+    required: true
+  state:
+    description:
+      - V(present) brings the host to the set.
+      - V(confirmed) confirms the transaction named by O(transaction). The action plugin does that by itself.
+      - V(status) tells how the last transaction ended.
+    type: str
+    choices: [present, confirmed, status]
+    default: present
+  transaction:
+    description: The transaction to confirm.
+    type: str
+  files:
+    description:
+      - The whole set. A file that was in the set before and no longer is will be removed.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      dest:
+        description: Absolute path on the host.
+        type: path
+        required: true
+      state:
+        description: What the path is to be.
+        type: str
+        choices: [file, directory, link, absent]
+        default: file
+      content:
+        description: Content of a file, as text.
+        type: str
+      target:
+        description: Target of a link.
+        type: str
+      owner:
+        description: Name of the owner.
+        type: str
+        default: root
+      group:
+        description: Name of the group.
+        type: str
+        default: root
+      mode:
+        description: Permission bits in octal, as a string.
+        type: str
+        default: "0644"
+      diff:
+        description:
+          - Whether C(--diff) shows the content. V(redact) masks the secrets of a C(nanomq.conf).
+          - With anything but V(show) the action plugin sends the content as a secret.
+        type: str
+        choices: [show, redact, hide]
+        default: show
+      early:
+        description:
+          - Put the file in place before the validation where there is none yet. For files whose name changes with
+            their content.
+        type: bool
+        default: false
+      sysusers:
+        description: The file is one for C(sysusers.d), whose accounts are made before the others are staged.
+        type: bool
+        default: false
+  secret_contents:
+    description: Contents that are secret, by path. Filled by the action plugin.
+    type: dict
+    default: {}
+  services:
+    description: The units that read the files, in the order in which they are started.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the unit.
+        type: str
+        required: true
+      state:
+        description: Whether it is to run.
+        type: str
+        choices: [started, stopped]
+        default: started
+      enabled:
+        description: Whether it is to start at boot.
+        type: bool
+        default: true
+      on_change:
+        description: How it takes up a changed set.
+        type: str
+        choices: [restart, reload]
+        default: restart
+  validators:
+    description: Checks of the staged set, each a dictionary with C(type) and the options of that type.
+    type: list
+    elements: dict
+    default: []
+  probes:
+    description: Checks of the running services, each a dictionary with C(type) and the options of that type.
+    type: list
+    elements: dict
+    default: []
+  credentials:
+    description: What validators and probes need to log in.
+    type: dict
+    default: {}
+    suboptions:
+      rest_authorization:
+        description: Value of the C(Authorization) header.
+        type: str
+      mqtt_username:
+        description: A user that must be let in.
+        type: str
+      mqtt_password:
+        description: The password of that user.
+        type: str
+      key_passphrase:
+        description: Passphrase of the TLS key.
+        type: str
+  confirm_within:
+    description:
+      - Seconds in which a fresh connection must confirm the change; otherwise the host undoes it. V(0) for none.
+      - For changes that can cut the connection that they came by.
+    type: int
+    default: 0
+  keep:
+    description: How many generations to keep, besides the host as it was found.
+    type: int
+    default: 5
+attributes:
+  check_mode:
+    support: full
+    description: Stages and validates the set where the host can, and swaps nothing.
+  diff_mode:
+    support: full
+    description: Shows the change, and never a secret.
+  platform:
+    support: full
+    platforms: posix
+    description: Linux with systemd.
+extends_documentation_fragment: []
+notes:
+  - The state is kept below C(/var/lib/edgesec-nanomq), readable by root alone.
+"""
+
+EXAMPLES = r"""
+- name: Put a firewall table in place, and take it back if it cuts us off
+  edgesec.nanomq.transaction:
+    name: firewall
+    files:
+      - dest: /etc/edgesec-nanomq/firewall.nft
+        content: "{{ lookup('ansible.builtin.template', 'firewall.nft.j2') }}"
+        mode: "0600"
+    services:
+      - name: edgesec-nanomq-firewall.service
+        on_change: reload
+    validators:
+      - type: nft
+        file: /etc/edgesec-nanomq/firewall.nft
+    confirm_within: 60
+"""
+
+RETURN = r"""
+changes:
+  description: What differed, by path.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{"dest": "/etc/nanomq/nanomq.conf", "what": ["content"]}]
+repaired:
+  description: What did not hold although the files were as wanted.
+  returned: success
+  type: list
+  elements: str
+recovered:
+  description: What was done about a transaction that an earlier run had left open.
+  returned: success
+  type: str
+generation:
+  description: Number of the generation that is now in force.
+  returned: when committed
+  type: int
+transaction:
+  description: Name of this transaction.
+  returned: success
+  type: str
+unconfirmed:
+  description: Whether the change still waits for its confirmation.
+  returned: success
+  type: bool
+validated:
+  description: Whether check mode could validate the set on the host.
+  returned: check mode
+  type: bool
+notes:
+  description: What else is worth knowing.
+  returned: success
+  type: list
+  elements: str
+step:
+  description: The step that failed.
+  returned: failure
+  type: str
+undone:
+  description: Whether something had been changed and was put back.
+  returned: failure
+  type: bool
+journal:
+  description: The end of what the services logged, when they had been started with the new set.
+  returned: failure
+  type: list
+  elements: str
+last:
+  description: How the last transaction ended.
+  returned: with O(state=status)
+  type: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _hocon
+from ansible_collections.edgesec.nanomq.plugins.module_utils._probes import PROBES, run_probes
+from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import (
+    Change,
+    Entry,
+    Outcome,
+    Service,
+    Store,
+    Transaction,
+    TransactionError,
+    confirm,
+    run,
+)
+from ansible_collections.edgesec.nanomq.plugins.module_utils._validators import VALIDATORS, run_validators
+
+#: Shorter secrets are not searched for in what is returned: they would mask words at random. The policy refuses them.
+SHORTEST_SECRET = 6
+
+
+def entries(module: AnsibleModule) -> list[Entry]:
+    """The set, with the secret contents put where they belong."""
+    result = []
+    for item in module.params["files"]:
+        dest = item["dest"]
+        content = module.params["secret_contents"].get(dest, item["content"])
+        if item["state"] == "file" and not isinstance(content, str):
+            module.fail_json(msg=f"files: {dest} has no content, or one that is not text")
+        if not dest.startswith("/"):
+            module.fail_json(msg=f"files: {dest} is not an absolute path")
+        try:
+            mode = int(item["mode"], 8)
+        except ValueError:
+            module.fail_json(msg=f"files: the mode of {dest} is not an octal number: {item['mode']}")
+        result.append(
+            Entry(
+                dest=dest,
+                state=item["state"],
+                content=(content or "").encode(),
+                target=item["target"] or "",
+                owner=item["owner"],
+                group=item["group"],
+                mode=mode,
+                early=item["early"],
+                sysusers=item["sysusers"],
+            )
+        )
+    return result
+
+
+def shown(content: bytes | None, how: str) -> str:
+    """A content as --diff may show it."""
+    if content is None:
+        return ""
+    if how == "hide":
+        return "(secret: not shown)\n"
+    text = content.decode("utf-8", "replace")
+    return _hocon.redact(text) if how == "redact" else text
+
+
+def difference(change: Change, how: str) -> dict:
+    """One entry of the diff. A hidden content that changed says so, and a change of attributes names them."""
+    before, after = shown(change.before, how), shown(change.after, how)
+    if "content" in change.what and before == after:
+        after += "(a secret value differs)\n"
+    attributes = [name for name in change.what if name in ("owner", "group", "mode", "target")]
+    if attributes:
+        after += f"({' and '.join(attributes)} set right)\n"
+    return {"before_header": change.dest, "after_header": change.dest, "before": before, "after": after}
+
+
+def report(module: AnsibleModule, outcome: Outcome) -> dict:
+    how = {item["dest"]: item["diff"] for item in module.params["files"]}
+    result = {
+        "changed": outcome.changed,
+        "changes": [{"dest": change.dest, "what": change.what} for change in outcome.changes],
+        "repaired": outcome.repaired,
+        "recovered": outcome.recovered,
+        "transaction": outcome.transaction,
+        "unconfirmed": outcome.unconfirmed,
+        "notes": outcome.notes,
+    }
+    if outcome.generation is not None:
+        result["generation"] = outcome.generation
+    if module.check_mode:
+        result["validated"] = outcome.validated
+    if module._diff:
+        # What is no longer in the set is hidden, since nothing says any more what it holds.
+        result["diff"] = [difference(change, how.get(change.dest, "hide")) for change in outcome.changes]
+    return result
+
+
+def journal_since(services: list[str], since: float) -> str:
+    """The last lines that the services logged since a time."""
+    if not services:
+        return ""
+    units = [word for name in services for word in ("-u", name)]
+    _code, out = run(["journalctl", "--no-pager", "-o", "cat", "-n", "20", f"--since=@{int(since)}", *units])
+    return out
+
+
+def check_types(module: AnsibleModule, option: str, known: dict) -> None:
+    for item in module.params[option]:
+        if item.get("type") not in known:
+            module.fail_json(msg=f"{option}: no such type: {item.get('type')}; known are {', '.join(sorted(known))}")
+
+
+def hide_secrets(module: AnsibleModule) -> None:
+    """Nothing that is returned may hold a secret of the set, whichever program said it."""
+    how = {item["dest"]: item["diff"] for item in module.params["files"]}
+    for dest, content in module.params["secret_contents"].items():
+        if how.get(dest) == "redact":
+            module.no_log_values.update(s for s in _hocon.secrets(content) if len(s) >= SHORTEST_SECRET)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["present", "confirmed", "status"], "default": "present"},
+            "transaction": {"type": "str"},
+            "files": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "dest": {"type": "path", "required": True},
+                    "state": {"type": "str", "choices": ["file", "directory", "link", "absent"], "default": "file"},
+                    "content": {"type": "str"},
+                    "target": {"type": "str"},
+                    "owner": {"type": "str", "default": "root"},
+                    "group": {"type": "str", "default": "root"},
+                    "mode": {"type": "str", "default": "0644"},
+                    "diff": {"type": "str", "choices": ["show", "redact", "hide"], "default": "show"},
+                    "early": {"type": "bool", "default": False},
+                    "sysusers": {"type": "bool", "default": False},
+                },
+            },
+            "secret_contents": {"type": "dict", "default": {}, "no_log": True},
+            "services": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "state": {"type": "str", "choices": ["started", "stopped"], "default": "started"},
+                    "enabled": {"type": "bool", "default": True},
+                    "on_change": {"type": "str", "choices": ["restart", "reload"], "default": "restart"},
+                },
+            },
+            "validators": {"type": "list", "elements": "dict", "default": []},
+            "probes": {"type": "list", "elements": "dict", "default": []},
+            "credentials": {
+                "type": "dict",
+                "default": {},
+                "options": {
+                    "rest_authorization": {"type": "str", "no_log": True},
+                    "mqtt_username": {"type": "str", "no_log": False},
+                    "mqtt_password": {"type": "str", "no_log": True},
+                    "key_passphrase": {"type": "str", "no_log": True},
+                },
+            },
+            "confirm_within": {"type": "int", "default": 0},
+            "keep": {"type": "int", "default": 5},
+        },
+        required_if=[("state", "confirmed", ("transaction",))],
+        supports_check_mode=True,
+    )
+    params = module.params
+    if params["state"] == "status":
+        module.exit_json(changed=False, last=Store(params["name"]).last())
+    check_types(module, "validators", VALIDATORS)
+    check_types(module, "probes", PROBES)
+    hide_secrets(module)
+    credentials = params["credentials"]
+    services = [Service(**item) for item in params["services"]]
+    try:
+        if params["state"] == "confirmed":
+            module.exit_json(changed=True, generation=confirm(params["name"], params["transaction"]))
+        outcome = Transaction(
+            params["name"],
+            entries(module),
+            services,
+            validate=lambda staged: run_validators(params["validators"], staged, credentials),
+            probe=lambda: run_probes(params["probes"], credentials),
+            journal=lambda since: journal_since([service.name for service in services], since),
+            confirm_within=params["confirm_within"],
+            keep=params["keep"],
+        ).apply(check=module.check_mode)
+    except TransactionError as error:
+        state = "and what had been changed was put back" if error.undone else "no file was changed"
+        if error.half_done:
+            state = "and not all of what had been changed could be put back"
+        module.fail_json(
+            msg=f"{params['name']}: {error} ({state})",
+            step=error.step,
+            undone=error.undone,
+            journal=error.journal.splitlines(),
+        )
+    except OSError as error:
+        module.fail_json(
+            msg=f"{params['name']}: {error} (nothing was changed)", step="prepare", undone=False, journal=[]
+        )
+    module.exit_json(**report(module, outcome))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A stand-in for NanoMQ: it listens, authenticates and fails open as the real broker does."""

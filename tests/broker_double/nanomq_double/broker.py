@@ -1,0 +1,126 @@
+"""The MQTT side: listeners as the real broker opens them, around the broker of amqtt."""
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import ssl
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+from amqtt.broker import Broker as MqttBroker
+from amqtt.contexts import Action
+from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
+
+from . import acl, wire
+from .config import Config, Tls
+from .sockets import listening_socket
+
+_ED25519 = bytes.fromhex("06032b6570")
+
+
+class NanomqPlugin(BaseAuthPlugin, BaseTopicPlugin):
+    """Decides by the configuration, which may change while the broker runs."""
+
+    @dataclass
+    class Config:
+        pass
+
+    rules: Any = None
+
+    async def authenticate(self, *, session: Any) -> bool:
+        return acl.may_connect(self.rules, session.username, session.password)
+
+    async def topic_filtering(self, *, session: Any = None, topic: str = "", action: Any = None) -> bool:
+        if action == Action.RECEIVE:
+            return True
+        client = acl.Client(session.client_id, session.username, session.remote_address)
+        return acl.may_use(self.rules, client, "publish" if action == Action.PUBLISH else "subscribe", topic)
+
+
+class Broker:
+    """The broker of `config`; `start` raises `OSError` where a listener cannot be opened."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        NanomqPlugin.rules = config
+        self.mqtt = MqttBroker({
+            "listeners": {"default": {"type": "external", "bind": "none"}},
+            "plugins": {f"{__name__}.NanomqPlugin": {}},
+        })
+        self._serve = partial(self.mqtt.external_connected, listener_name="default")
+        self._servers: list[Any] = []
+
+    async def start(self) -> None:
+        await self.mqtt.start()
+        config = self._config
+        if config.enable:
+            for url in [config.url, *config.tcp_urls]:
+                if url:
+                    await self._listen(url, None)
+        if config.websocket.enable:
+            await self._listen_websocket(config.websocket.url, None)
+        for tls in config.tls_nodes:
+            await self._listen(tls.url, tls)
+        if config.tls.enable:
+            if config.tls.url:
+                await self._listen(config.tls.url, config.tls)
+            if config.websocket.tls_enable:
+                await self._listen_websocket(config.websocket.tls_url, config.tls)
+
+    def clients(self) -> list[Any]:
+        """Sessions of the clients that are connected."""
+        return [session for session, handler in self.mqtt.sessions.values()
+                if session.transitions.state == "connected" and handler.reader is not None]
+
+    async def publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> None:
+        await self.mqtt.internal_message_broadcast(topic, payload, min(qos, 2))
+        if retain:
+            await self.mqtt.retain_message(None, topic, payload, min(qos, 2))
+
+    async def _listen(self, url: str, tls: Tls | None) -> None:
+        serve = partial(wire.serve_stream, self._serve)
+        self._servers.append(await asyncio.start_server(
+            serve, sock=listening_socket(url), ssl=tls and server_context(tls)))
+
+    async def _listen_websocket(self, url: str, tls: Tls | None) -> None:
+        # The import costs 60 ms, and most configurations have no websocket.
+        from websockets.asyncio.server import serve
+
+        parts = urlsplit(url)
+
+        def check(connection: Any, request: Any) -> Any:
+            host = request.headers.get("Host", "").rpartition(":")[0] or request.headers.get("Host", "")
+            if request.path.partition("?")[0] != parts.path or (parts.hostname != "0.0.0.0" and host != parts.hostname):
+                return connection.respond(404, "Not Found")
+            return None
+
+        self._servers.append(await serve(
+            partial(wire.serve_websocket, self._serve), sock=listening_socket(url), process_request=check,
+            subprotocols=["mqtt"], ssl=tls and server_context(tls), compression=None))
+
+
+def server_context(tls: Tls) -> ssl.SSLContext:
+    """Context of a TLS listener. Bad material is no error: the listener opens, and every handshake fails."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if tls.verify_peer and tls.fail_if_no_peer_cert:
+        context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        if tls.cert and not _is_ed25519(tls.cert):
+            context.load_cert_chain(tls.certfile, tls.keyfile, password=tls.key_password or "")
+        if tls.ca:
+            context.load_verify_locations(tls.cafile)
+    except (OSError, ValueError):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    return context
+
+
+def _is_ed25519(pem: str) -> bool:
+    body = re.search("-----BEGIN CERTIFICATE-----(.*?)-----END", pem, re.S)
+    try:
+        return bool(body) and _ED25519 in base64.b64decode(body.group(1))
+    except ValueError:
+        return False

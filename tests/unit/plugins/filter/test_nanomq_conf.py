@@ -1,0 +1,83 @@
+"""The filters, as templates use them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from types import MappingProxyType
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar, trust_as_template
+
+from ansible_collections.edgesec.nanomq.plugins.filter import nanomq_conf as filters
+
+
+@pytest.fixture(scope="module")
+def render():
+    init_plugin_loader()
+
+    def run(template: str, **variables):
+        return Templar(loader=DataLoader(), variables=variables).template(trust_as_template(template))
+
+    return run
+
+
+def test_the_filters_are_found_by_name(render):
+    conf = {"auth": {"allow_anonymous": False, "password": {"a.b": 'q"r'}}}
+    text = render("{{ conf | edgesec.nanomq.nanomq_conf(version='0.25.6') }}", conf=conf)
+    assert text == 'auth {\n  allow_anonymous = false\n  password {\n    "a.b" = "q\\"r"\n  }\n}\n'
+    assert render("{{ text | edgesec.nanomq.from_nanomq_conf }}", text=text) == conf
+    shown = render("{{ text | edgesec.nanomq.nanomq_redact }}", text=text)
+    assert shown == text.replace('"q\\"r"', '"***"')
+
+
+def test_sections_one_by_one():
+    conf = {"log": {"level": "warn"}, "mqtt": {"retry_interval": "10s"}}
+    parts = [filters.nanomq_conf({name: conf[name]}, partial=True) for name in ("log", "mqtt")]
+    assert filters.from_nanomq_conf("# why\n".join(parts)) == conf
+
+
+def test_every_problem_and_no_value():
+    with pytest.raises(AnsibleFilterError) as caught:
+        filters.nanomq_conf({"auth": {"allow_anonymous": "no", "password": {"bob": "hunter2\\"}}, "loog": {}})
+    message = str(caught.value)
+    assert "auth.allow_anonymous: must be true or false" in message
+    assert "auth.password.bob: must not hold a backslash" in message
+    assert "loog: unknown key; did you mean log?" in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "message"),
+    [
+        ("x", {}, "needs a dictionary"),
+        (None, {}, "needs a dictionary"),
+        ({"log": {"level": "warn"}}, {"version": "latest"}, "version must be like"),
+        ({"log": {"level": "warn"}}, {"indent": "2"}, "indent must be"),
+        ({"log": {"level": "warn"}}, {"indent": True}, "indent must be"),
+        ({"log": {"level": "warn"}}, {"indent": 99}, "indent must be"),
+    ],
+)
+def test_wrong_use_of_nanomq_conf(value, options, message):
+    with pytest.raises(AnsibleFilterError, match=message):
+        filters.nanomq_conf(value, **options)
+
+
+def test_other_mappings_and_sequences():
+    conf = OrderedDict(log=MappingProxyType({"level": "warn", "to": ("console",)}))
+    assert filters.nanomq_conf(conf) == 'log {\n  to = ["console"]\n  level = "warn"\n}\n'
+
+
+@pytest.mark.parametrize("name", ["from_nanomq_conf", "nanomq_redact"])
+@pytest.mark.parametrize("value", [None, {}, 5, b"a = 1"])
+def test_the_others_need_a_text(name, value):
+    with pytest.raises(AnsibleFilterError, match=f"{name}: needs a text"):
+        filters.FilterModule().filters()[name](value)
+
+
+def test_a_syntax_error_says_where_and_quotes_nothing():
+    with pytest.raises(AnsibleFilterError, match="line 2, column") as caught:
+        filters.from_nanomq_conf('http_server {\n  password = "hunter2"')
+    assert "hunter2" not in str(caught.value)
