@@ -88,7 +88,8 @@ $(TARBALL): $(CONTENT) | $(VENV)/.demo
 	@ansible-galaxy collection build --force --output-path $(@D) >/dev/null
 
 $(INSTALLED): $(TARBALL)
-	@rm -rf $(COLLECTIONS).new
+	@rm -rf $(COLLECTIONS).new $(COLLECTIONS).old
 	@ansible-galaxy collection install --offline --no-deps --collections-path $(COLLECTIONS).new $(TARBALL) >/dev/null
 	@touch $(COLLECTIONS).new/.installed
-	@rm -rf $(COLLECTIONS) && mv $(COLLECTIONS).new $(COLLECTIONS)
+	@if [ -e $(COLLECTIONS) ]; then mv $(COLLECTIONS) $(COLLECTIONS).old; fi
+	@mv $(COLLECTIONS).new $(COLLECTIONS)

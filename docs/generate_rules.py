@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright: Contributors to the edgesec.nanomq collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 
@@ -16,8 +15,8 @@ HEAD = """\
 What a hardened NanoMQ must hold to. Each rule is asked of a configuration before it is deployed (`policy_check`, in the
 role `nanomq_broker`), of a host as it is found (`audit`, in the role `nanomq_audit`), or of both.
 
-By default critical and high findings stop a deployment, and the others are warnings (`nanomq_broker_fail_on`). To break a
-rule, write a waiver with a reason and an end; it holds for deployment and audit:
+By default critical and high findings stop a deployment, and the others are warnings (`nanomq_broker_fail_on`). To break
+a rule, write a waiver with a reason and an end; it holds for deployment and audit:
 
 ```yaml
 nanomq_broker_waivers:
@@ -26,7 +25,7 @@ nanomq_broker_waivers:
     expires: "2030-06-30"
 ```
 
-This page is made from the code by `docs/generate_rules.py`.
+This page is made from the code by `python3 docs/generate_rules.py`.
 """
 
 

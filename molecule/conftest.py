@@ -1,109 +1,32 @@
 # Copyright: Contributors to the edgesec.nanomq collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What the tests of all scenarios share: the controller, the hosts, and an MQTT client at the outsider's."""
+"""The hosts of a scenario, as fixtures."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import os
-import pathlib
-import shlex
-import subprocess
-import time
-
 import pytest
-import testinfra
-import yaml
-
-HERE = pathlib.Path(__file__).resolve().parent
-SHARED = HERE / "shared"
-INVENTORY = os.environ.get("EDGESEC_LAB_INVENTORY", "")
-HOSTS = yaml.safe_load((SHARED / "inventory/group_vars/brokers.yml").read_text())
-USERS = HOSTS["nanomq_broker_users"]
+from scenario import HOSTS, INVENTORY, Client, broker_names, connect, inventory, openssl, pki
 
 
-def inventory() -> dict:
-    """{host: its variables} of the scenario."""
-    groups = json.loads(pathlib.Path(INVENTORY).read_text())["all"]["children"]
-    return {name: {**variables, "group": group} for group, value in groups.items() for name, variables in value["hosts"].items()}
-
-
-def broker_names() -> list[str]:
-    return [name for name, variables in inventory().items() if variables["group"] == "brokers"]
-
-
-def pki() -> pathlib.Path:
-    return pathlib.Path(INVENTORY).parent / "pki"
-
-
-@dataclasses.dataclass
-class Play:
-    """How a run of ansible-playbook ended: exit status, what it printed, changed and failed hosts, what it cost."""
-
-    status: int
-    output: str
-    costs: list[dict]
-
-    def recap(self, host: str) -> dict[str, int]:
-        line = next(line for line in reversed(self.output.splitlines()) if line.startswith(host) and "ok=" in line)
-        return {key: int(value) for key, value in (word.split("=") for word in line.partition(":")[2].split())}
-
-    def flat(self) -> str:
-        """The output with line breaks and quoting of YAML folded, to search messages in."""
-        return " ".join(self.output.replace("''", "'").split())
-
-
-def play(playbook: str, *arguments: str, hosts: str = "", timeout: int = 300, **variables) -> Play:
-    """Run a playbook on the scenario's hosts, as an operator would, and count what it costs."""
-    counts = pathlib.Path(INVENTORY).parent / f"runs-{time.monotonic_ns()}.jsonl"
-    command = ["ansible-playbook", "-i", str(SHARED / "inventory/hosts.yml"), "-i", INVENTORY, playbook, *arguments]
-    if hosts:
-        command += ["--limit", hosts]
-    if variables:
-        command += ["--extra-vars", json.dumps(variables)]
-    done = subprocess.run(
-        command,
-        env=os.environ
-        | {
-            "ANSIBLE_CALLBACK_PLUGINS": str(SHARED / "callback"),
-            "ANSIBLE_CALLBACKS_ENABLED": "remote_runs",
-            "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml",
-            "ANSIBLE_STDOUT_CALLBACK": "default",
-            "ANSIBLE_FORCE_COLOR": "0",
-            "ANSIBLE_PIPELINING": "1",
-            "ANSIBLE_TIMEOUT": "5",
-            "REMOTE_RUNS_FILE": str(counts),
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        check=False,
-        cwd=pathlib.Path(INVENTORY).parent,
-    )
-    costs = [json.loads(line) for line in counts.read_text().splitlines()] if counts.exists() else []
-    return Play(done.returncode, done.stdout, costs)
-
-
-def harden(*arguments: str, **options) -> Play:
-    return play("edgesec.nanomq.harden", *arguments, **options)
-
-
-def connect(name: str):
-    return testinfra.get_host(f"ansible://{name}?ansible_inventory={INVENTORY}")
+def known_broker(name: str):
+    """A broker host, with its name and addresses."""
+    host = connect(name)
+    host.name = name
+    host.ipv4 = inventory()[name]["lab_ipv4"]
+    host.ipv6 = inventory()[name]["lab_ipv6"]
+    return host
 
 
 @pytest.fixture(scope="session", params=broker_names() if INVENTORY else [])
 def broker(request):
     """Each broker host in turn."""
-    host = connect(request.param)
-    host.name = request.param
-    host.ipv4 = inventory()[request.param]["lab_ipv4"]
-    host.ipv6 = inventory()[request.param]["lab_ipv6"]
-    return host
+    return known_broker(request.param)
+
+
+@pytest.fixture(scope="session")
+def brokers():
+    """All broker hosts, for what one run does to all of them."""
+    return [known_broker(name) for name in broker_names()]
 
 
 @pytest.fixture(scope="session")
@@ -112,77 +35,23 @@ def outsider():
     return connect("outsider")
 
 
-@dataclasses.dataclass
-class Client:
-    """mosquitto's clients on the outsider, with certificates that the fleet's CA, or another one, signed."""
-
-    host: object
-    directory: str = "/root/mqtt"
-
-    def publish(self, address: str, *, user: str | None, password: str | None, topic: str = "", certificate: str = "client") -> bool:
-        """Whether a QoS 1 publish came through a login. (The broker acknowledges what its ACL drops.)"""
-        command = f"mosquitto_pub -h {address} -p 8883 -q 1 -m x -i probe-{time.monotonic_ns()} "
-        command += f"-t {shlex.quote(topic or (user or 'nobody') + '/t')} --cafile {self.directory}/ca.pem "
-        if certificate:
-            command += f"--cert {self.directory}/{certificate}.pem --key {self.directory}/{certificate}.key "
-        if user is not None:
-            command += f"-u {shlex.quote(user)} "
-        if password is not None:
-            command += f"-P {shlex.quote(password)} "
-        return self.host.run("timeout 8 " + command.replace("%", "%%")).rc == 0
-
-    def round_trip(self, address: str, *, user: str, password: str, topic: str) -> bool:
-        """Whether what is published on a topic reaches a subscriber of it, both as this user."""
-        common = f"-h {address} -p 8883 --cafile {self.directory}/ca.pem --cert {self.directory}/client.pem "
-        common += f"--key {self.directory}/client.key -u {shlex.quote(user)} -P {shlex.quote(password)} -t {shlex.quote(topic)} -q 1"
-        script = f"timeout 6 mosquitto_sub {common} -C 1 -W 4 & s=$!; sleep 0.7; timeout 5 mosquitto_pub {common} -m hello; wait $s"
-        return self.host.run("bash -c %s", script).stdout.strip() == "hello"
-
-
 @pytest.fixture(scope="session")
 def client(outsider, tmp_path_factory):
     """A client with a certificate of the fleet's CA (client), of another CA (stranger), and the CA's own."""
     scratch = tmp_path_factory.mktemp("clients")
     passphrase = HOSTS["nanomq_pki_authority_passphrase"]
-    openssl(scratch, "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout other-ca.key -out other-ca.pem -days 2 -subj /CN=Other")
+    new_key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+    openssl(scratch, f"req -x509 {new_key} -keyout other-ca.key -out other-ca.pem -days 2 -subj /CN=Other")
     for name, ca, key, extra in (
         ("client", pki() / "ca/ca.pem", pki() / "ca/ca.key", f"-passin pass:{passphrase}"),
         ("stranger", scratch / "other-ca.pem", scratch / "other-ca.key", ""),
     ):
-        openssl(scratch, f"req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}")
-        openssl(scratch, f"x509 -req -in {name}.csr -CA {ca} -CAkey {key} {extra} -CAcreateserial -CAserial {name}.srl -out {name}.pem -days 2")
+        openssl(scratch, f"req -new {new_key} -keyout {name}.key -out {name}.csr -subj /CN={name}")
+        authority = f"-CA {ca} -CAkey {key} {extra} -CAcreateserial -CAserial {name}.srl"
+        openssl(scratch, f"x509 -req -in {name}.csr {authority} -out {name}.pem -days 2")
     (scratch / "ca.pem").write_text((pki() / "ca/ca.pem").read_text())
     outsider.check_output("mkdir -p /root/mqtt")
     for path in scratch.glob("*"):
         if path.suffix in (".pem", ".key"):
             outsider.check_output("printf %%s %s > %s", path.read_text(), f"/root/mqtt/{path.name}")
     return Client(outsider)
-
-
-def openssl(directory: pathlib.Path, arguments: str) -> None:
-    subprocess.run(["openssl", *shlex.split(arguments)], cwd=directory, check=True, capture_output=True)
-
-
-def reboot(host) -> None:
-    """Power-cycle a host, and wait until it has booted."""
-    scenario = pathlib.Path(INVENTORY).parent.name
-    subprocess.run(["podman", "restart", "--time", "0", f"{scenario}.{host.name}"], check=True, capture_output=True)
-    for _attempt in range(60):
-        done = play_command(host.name, "systemctl is-system-running --wait")
-        if done.stdout.strip() in ("running", "degraded"):
-            return
-        time.sleep(0.5)
-    pytest.fail(f"{host.name} does not come back: {done.stdout} {done.stderr}")
-
-
-def play_command(name: str, command: str) -> subprocess.CompletedProcess:
-    """Run a command over a connection of its own; the shared one may be to a host that is gone."""
-    config = pathlib.Path(INVENTORY).parent / "ssh_config"
-    ssh = ["ssh", "-F", str(config), "-o", "ControlPath=none", "-o", "ConnectTimeout=2", name, command]
-    return subprocess.run(ssh, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
-
-
-def conf_digest(host) -> str:
-    """What the broker's configuration and unit are, as one word."""
-    text = host.check_output("cat /etc/nanomq/nanomq.conf /etc/systemd/system/nanomq.service")
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -60,20 +60,22 @@ def table(host: str, findings: list[_policy.Finding], width: int, verbose: bool)
         if not finding.observed and not finding.waived:
             continue
         mark = "waived" if finding.waived else finding.severity
-        text = f"waived: {finding.waived}" if finding.waived else finding.evidence[0]
-        more = f" (+{len(finding.evidence) - 1})" if len(finding.evidence) > 1 and not verbose else ""
-        line = _cut(f"{finding.title} - {text}", width - MARGIN - len(more)) + more
-        lines.append(f"  {stringc(f'{mark:<9}', COLOURS.get(mark, 'dark gray'))} {finding.id}  {line}")
+        details = [f"waived: {finding.waived}"] if finding.waived else list(finding.evidence)
+        head = f"  {stringc(f'{mark:<9}', COLOURS.get(mark, 'dark gray'))} {finding.id}  "
         if verbose:
-            lines += [f"{'':{MARGIN}}{item}" for item in finding.evidence[1:]]
-            lines.append(f"{'':{MARGIN}}-> {finding.remedy}")
+            lines.append(head + finding.title)
+            lines += [f"{'':{MARGIN}}{item}" for item in [*details, f"-> {finding.remedy}"]]
+        else:
+            more = f" (+{len(details) - 1})" if len(details) > 1 else ""
+            lines.append(head + _cut(f"{finding.title} - {details[0]}", width - MARGIN - len(more)) + more)
     unseen: dict[str, list[str]] = {}
     for finding in findings:
         if not finding.observed and not finding.waived:
             unseen.setdefault("; ".join(finding.evidence), []).append(finding.id)
     for reason, rules in unseen.items():
         listed = ", ".join(rules) if len(rules) < 4 or verbose else f"{len(rules)} rules"
-        lines.append(f"  {stringc('not seen ', 'purple')} {_cut(f'{reason} ({listed})', width - 12)}")
+        text = f"{reason} ({listed})"
+        lines.append(f"  {stringc('not seen ', 'purple')} {text if verbose else _cut(text, width - 12)}")
     return lines
 
 

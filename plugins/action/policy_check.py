@@ -81,7 +81,8 @@ def _problems(conf: dict, version: str) -> list:
 
 def _line(finding: _policy.Finding) -> str:
     if finding.waived:
-        return f"{finding.id} ({finding.severity}) is waived: {finding.waived}. {finding.title}: {'; '.join(finding.evidence)}"
+        what = f"{finding.title}: {'; '.join(finding.evidence)}"
+        return f"{finding.id} ({finding.severity}) is waived: {finding.waived}. {what}"
     return str(finding)
 
 
@@ -89,7 +90,9 @@ def _message(problems: list, findings: list[_policy.Finding]) -> str:
     """One message with all that must be set right."""
     count = len(problems) + len(findings)
     lines = [f"the configuration breaks {count} rule{'s' * (count != 1)}; nothing was touched"]
-    lines += [f"- {problem} (nanomq_broker_settings, or the variable of the role for this key)" for problem in problems]
+    lines += [f"- {problem}" for problem in problems]
+    if problems:
+        lines.append("    -> Set it right where it comes from: nanomq_broker_settings, or the role's variable for it")
     for finding in findings:
         lines.append(f"- {finding.id} ({finding.severity}) {finding.title}")
         lines += [f"    {item}" for item in finding.evidence]

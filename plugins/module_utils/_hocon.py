@@ -8,7 +8,8 @@ What sets the dialect apart (NanoNNG: scanner.c, parser.c, hocon.c; each point w
   ``b = 1`` reads as ``a { b = 1 }``.
 * In a quoted string every backslash vanishes; only ``\\"`` stands for something. Unquoted words keep theirs.
 * A lone value, or ``{}``, is a configuration: the broker starts with its defaults.
-* The last of two equal keys in a block wins; of two blocks that are merged, the first one's values win.
+* The last of two equal keys in a block wins. Of two blocks of one name the first one's values win; in their inner
+  blocks it is the last one's, one level deeper the first one's again, and so on.
 * Names of keys are compared without regard to case, and the first match counts.
 * An empty array crashes the broker; ``x { }`` is a syntax error, while ``x = {}`` is as if absent.
 """
@@ -166,6 +167,7 @@ class _Scanner:
         self.text, self.reader, self.depth, self.place = text, reader, depth, place
         self.comments: list = []  # (start, end)
         self.dropped: list = []  # (start, end) of what begins no token
+        self.strings: list = []  # (start, end) of quoted strings
 
     def error(self, message: str, position: int) -> ConfSyntaxError:
         if self.place:
@@ -186,6 +188,8 @@ class _Scanner:
             elif kind == "skip":
                 self._note(char, at, end)
             else:
+                if kind == "string":
+                    self.strings.append((at, end))
                 yield self._token(kind, text[at:end], at, end)
             blank = kind == "skip" and not text[at:end].strip(" \t")
             at = end
@@ -274,8 +278,9 @@ class _Object(list):
 
 @dataclass
 class _Member:
-    """A key and its value (_Object, list or _Leaf); `start` and `end` are those of the value.
+    """A key and its value: _Object, list or _Leaf.
 
+    start, end: where the value stands; in ``name { }`` all between the braces
     quoted: the name has a dot that does not part it
     """
 
@@ -377,11 +382,13 @@ class _Parser:
     def member(self, depth: int) -> _Member:
         if not self.starts_member():
             raise self.error("syntax error: expected a key and its value")
-        token, opening, start = self.advance(), self.advance().value, self.here.start
-        value = self.items(depth + 1) if opening == "[" else self.value(depth + 1)
+        token, opening = self.advance(), self.advance()
+        start = self.here.start if opening.value == "=" else opening.end
+        value = self.items(depth + 1) if opening.value == "[" else self.value(depth + 1)
         end = self.end
-        if opening != "=":
-            self.expect("}" if opening == "{" else "]")
+        if opening.value != "=":
+            end = self.here.start
+            self.expect("}" if opening.value == "{" else "]")
         return _Member(token.value, value, start, end, token.kind == "string" and "." in token.value)
 
     def items(self, depth: int) -> list:
@@ -499,6 +506,7 @@ def parse(text: str, reader=None) -> dict:
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 _USERINFO = re.compile(r"(?<=://)[^/@\s\"]*:([^/@\s\"]*)@")
+# What looks as if it assigned a secret, inside a comment or a string
 _COMMENTED = re.compile(_schema._SECRET_NAME.pattern + r"[\w.\"' -]{0,40}[=:]\s*\S", re.I)
 
 
@@ -547,17 +555,23 @@ def _no_file(path: str) -> str:
 def redact(text: str) -> str:
     """The text with every secret replaced by ``"***"``, users' names kept. Never raises.
 
-    A text that does not parse is not shown at all, since nobody can tell where its strings end.
+    A text that does not parse is not shown at all, since nobody can tell where its strings end. A string over several
+    lines is masked as well: most likely a quote is missing, and it has swallowed more than it should.
     """
     try:
         parser = _Parser(text, _no_file)
         document = parser.document()
     except ConfSyntaxError as error:
         return f"(not shown: does not parse, line {error.line}, column {error.column})"
+    if not document:
+        return "(not shown: no key in it)"
     zones: list = []
     found = list(_sensitive(document, (), _schema.TREE, zones))
     cuts = [(start, end, quote(MASK)) for start, end, unused in found]
     cuts += [(start, end, MASK) for start, end in parser.scanner.dropped]
+    for start, end in parser.scanner.strings:
+        if "\n" in text[start:end] or _COMMENTED.search(text, start, end):
+            cuts.append((start, end, quote(MASK)))
     values = [str(leaf.value) for unused, unused, value in found for leaf in _leaves(value)]
     for start, end in parser.scanner.comments:
         comment = text[start:end]

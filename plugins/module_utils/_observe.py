@@ -3,8 +3,8 @@
 
 """What a host with a NanoMQ shows of itself: processes, sockets, files, packet filter, and answers to live probes.
 
-Nothing is changed. Every fact of an observation is either its value or ``{"not_observed": why}``, so that what could not
-be seen is never taken for good. Times are seconds. Sources: proc(5), nft(8) and libnftables-json(5), RFC 5280.
+Nothing is changed. Every fact of an observation is either its value or ``{"not_observed": why}``, so that what could
+not be seen is never taken for good. Times are seconds. Sources: proc(5), nft(8) and libnftables-json(5), RFC 5280.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def observe(*, unit: str, package: str, conf_path: str = "", user: str = "nanomq
     conf: the configuration as the broker reads it
     key_files: [{kind: tls or jwt, path, exists, mode, private, writable_by_service}]
     listeners: {address: [pid]}
+    kinds: {address: tcp, ssl, ws, wss or rest}
     mqtt: [{address, tls, mtls, mqtt, anonymous, made_up, not_after, days_left, valid_yet}]
     rest: [{address, without_credentials, shipped_credentials}]
     firewall: {table: bool, ports: {"8081": accepted, dropped or depends}}
@@ -63,14 +64,15 @@ def observe(*, unit: str, package: str, conf_path: str = "", user: str = "nanomq
             why = getattr(error, "strerror", None) or type(error).__name__
             observation[name] = {"not_observed": f"{name} cannot be read: {why}"}
 
-    look("processes", processes)
+    look("processes", lambda: processes(unit))
     look("identity", lambda: identity(observation["processes"], user))
     path = conf_path or conf_location(observation["processes"])
-    look("conf_file", lambda: conf_file(path, fact(observation, "identity")))
+    look("conf_file", lambda: conf_file(path, fact(observation, "identity"), fact(observation, "processes")))
     look("conf", lambda: configuration(fact(observation, "conf_file")))
     look("key_files", lambda: key_files(fact(observation, "conf"), fact(observation, "identity")))
     look("version", lambda: version(package, unit))
     look("listeners", lambda: sockets(fact(observation, "processes")))
+    look("kinds", lambda: kinds(observation, timeout))
     look("mqtt", lambda: mqtt(observation, timeout))
     look("rest", lambda: rest(observation, timeout))
     look("firewall", lambda: firewall(observation))
@@ -93,7 +95,7 @@ def read(path: str) -> str:
 
 
 def broker_command(words: list[str]) -> list[str]:
-    """A command line from the word ``nanomq`` on, an interpreter in front of it left out; [] where it is no broker's."""
+    """A command line from the word ``nanomq`` on, without an interpreter before it; [] where it is no broker's."""
     words = list(words)
     if words and re.match(r"(python[0-9.]*|(ba|da)?sh)\Z", os.path.basename(words[0])):
         del words[0]
@@ -104,19 +106,24 @@ def broker_command(words: list[str]) -> list[str]:
     return words
 
 
-def processes(proc: str = "/proc") -> list[dict]:
-    """The brokers that run."""
+def processes(unit: str, proc: str = "/proc") -> list[dict]:
+    """The brokers that run, those of the unit first. One with a network of its own is as on another host."""
     if os.geteuid() != 0:
         raise NotObserved("only root sees the processes of others whole")
     found = []
     for name in sorted((name for name in os.listdir(proc) if name.isdigit()), key=int):
         try:
             command = broker_command([word for word in read(f"{proc}/{name}/cmdline").split("\0") if word])
-            if command:
+            if command and same_network(proc, name):
                 found.append(process(int(name), command, proc))
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended meanwhile
-    return found
+    return sorted(found, key=lambda item: item["unit"] != unit)
+
+
+def same_network(proc: str, name: str) -> bool:
+    """Whether a process shares this one's network: of others the sockets can neither be seen nor reached from here."""
+    return os.readlink(f"{proc}/{name}/ns/net") == os.readlink(f"{proc}/self/ns/net")
 
 
 def process(pid: int, command: list[str], proc: str = "/proc") -> dict:
@@ -249,10 +256,11 @@ def conf_location(found: Any) -> str:
     return next((path for path in DEFAULT_CONFS if os.path.exists(path)), DEFAULT_CONFS[0])
 
 
-def conf_file(path: str, who: Any) -> dict:
+def conf_file(path: str, who: Any, running: list) -> dict:
     """The configuration file: its attributes, who may do what, and the error that is in it."""
     if not os.path.exists(path):
-        if not any(os.access(os.path.join(directory, "nanomq"), os.X_OK) for directory in _PROGRAM_DIRS):
+        installed = any(os.access(os.path.join(directory, "nanomq"), os.X_OK) for directory in _PROGRAM_DIRS)
+        if not running and not installed:
             raise NotObserved("there is neither a NanoMQ nor a configuration")
         return {"path": path, "exists": False}
     info = os.stat(path)
@@ -347,10 +355,6 @@ def reach(address: str) -> tuple[str, int]:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
 
 
-def _kinds(conf: dict, port: int) -> set[str]:
-    return {listener.kind for listener in _policy.listeners(conf) if listener.port == port}
-
-
 def _conf(observation: dict) -> dict:
     """The configuration, {} where it is not known: sockets are then judged by their answers."""
     try:
@@ -359,21 +363,33 @@ def _conf(observation: dict) -> dict:
         return {}
 
 
-def mqtt(observation: dict, timeout: float) -> list[dict]:
-    """Try to log in on every socket that is not known to be for REST or WebSocket."""
-    conf, found = _conf(observation), []
+def kinds(observation: dict, timeout: float) -> dict[str, str]:
+    """What each socket is: what the configuration says, and for one that it does not name, what it answers."""
+    declared = {listener.port: listener.kind for listener in _policy.listeners(_conf(observation))}
+    found = {}
     for address in list(fact(observation, "listeners"))[:MOST_SOCKETS]:
         host, port = reach(address)
-        kinds = _kinds(conf, port)
-        if kinds & {"rest", "ws", "wss"}:
-            continue
-        encrypted = "ssl" in kinds
-        if not kinds:
-            # Not declared: whoever answers the handshake speaks TLS.
-            outcome, _certificate = _probes.mqtt_connect(host, port, tls_context=client_context(), timeout=timeout)
-            encrypted = outcome in ("accepted", "refused", "no answer")
-        found.append(try_mqtt(address, encrypted, conf, timeout))
+        found[address] = declared.get(port) or sniff(host, port, timeout)
     return found
+
+
+def sniff(host: str, port: int, timeout: float) -> str:
+    """The kind of a socket that nobody declared."""
+    status = _probes.rest_status(host, port, "/api/v4/brokers", {}, timeout)
+    if status:
+        return "rest" if status in (200, 401) else "ws"
+    outcome, _certificate = _probes.mqtt_connect(host, port, tls_context=client_context(), timeout=timeout)
+    return "ssl" if outcome in ("accepted", "refused", "no answer") else "tcp"
+
+
+def mqtt(observation: dict, timeout: float) -> list[dict]:
+    """Try to log in on every socket for MQTT."""
+    conf = _conf(observation)
+    return [
+        try_mqtt(address, kind == "ssl", conf, timeout)
+        for address, kind in fact(observation, "kinds").items()
+        if kind in ("tcp", "ssl")
+    ]
 
 
 def client_context() -> ssl.SSLContext:
@@ -442,13 +458,9 @@ def validity(certificate: bytes) -> dict:
 
 def rest(observation: dict, timeout: float) -> list[dict]:
     """Ask REST without credentials and with the shipped ones, wherever it listens."""
-    conf, found = _conf(observation), []
-    addresses = list(fact(observation, "listeners"))[:MOST_SOCKETS]
-    for address in addresses:
+    found = []
+    for address in rest_sockets(observation):
         host, port = reach(address)
-        kinds = _kinds(conf, port)
-        if (kinds and "rest" not in kinds) or (not kinds and port != 8081):
-            continue
         plain, shipped = (
             _probes.rest_status(host, port, "/api/v4/brokers", headers, timeout)
             for headers in ({}, {"Authorization": SHIPPED})
@@ -459,28 +471,20 @@ def rest(observation: dict, timeout: float) -> list[dict]:
     return found
 
 
-def _rest_ports(observation: dict) -> list[tuple[int, bool]]:
-    """(port, whether over IPv6) of the sockets that the packet filter must guard, else of the configuration."""
-    conf = _conf(observation)
-    guarded = {x.port for x in _policy.listeners(conf) if x.kind == "rest"} or {8081}
-    try:
-        addresses = list(fact(observation, "listeners"))
-    except NotObserved:
-        addresses = []
-    seen = [(reach(address)[1], address.startswith("[")) for address in addresses]
-    return [pair for pair in seen if pair[0] in guarded] or [(port, False) for port in sorted(guarded)]
+def rest_sockets(observation: dict) -> list[str]:
+    """The addresses on which REST listens."""
+    return [address for address, kind in fact(observation, "kinds").items() if kind == "rest"]
 
 
 def local_access(observation: dict) -> list[str]:
     """What an ordinary user of the host reaches of REST."""
     found = []
-    for address in fact(observation, "listeners"):
+    for address in rest_sockets(observation):
         host, port = reach(address)
-        if port in {port for port, _six in _rest_ports(observation)}:
-            said = _probes.probe_unreachable(user="nobody", port=port, addresses=[host], credentials={})
-            if any("could not try" in text or "there is no user" in text for text in said):
-                raise NotObserved(said[0])
-            found += said
+        said = _probes.probe_unreachable(user="nobody", port=port, addresses=[host], credentials={})
+        if any("could not try" in text or "there is no user" in text for text in said):
+            raise NotObserved(said[0])
+        found += said
     return found
 
 
@@ -498,8 +502,19 @@ def firewall(observation: dict) -> dict:
         for item in items
         if "table" in item
     )
-    ports = {str(port): verdict(items, port, "ip6" if six else "ip") for port, six in _rest_ports(observation)}
-    return {"table": table, "ports": ports}
+    return {"table": table, "ports": {str(port): verdict(items, port, family) for port, family in guarded(observation)}}
+
+
+def guarded(observation: dict) -> list[tuple[int, str]]:
+    """(port, ip or ip6) that must be closed to the network: of REST's sockets, else of the configuration."""
+    try:
+        found = [
+            (reach(address)[1], "ip6" if address.startswith("[") else "ip") for address in rest_sockets(observation)
+        ]
+    except NotObserved:
+        found = []
+    declared = [(x.port, "ip") for x in _policy.listeners(_conf(observation)) if x.kind == "rest"]
+    return found or declared or [(8081, "ip")]
 
 
 def verdict(items: list[dict], port: int, family: str) -> str:
@@ -545,7 +560,7 @@ def _chain(chains: dict, key: tuple, port: int, family: str, depth: int) -> Iter
 
 
 def _rule(chains: dict, key: tuple, expressions: list[dict], port: int, family: str, depth: int) -> tuple[list, bool]:
-    """(ways out of the rule, whether its matches hold for sure). None is the next rule, "return" the end of the chain."""
+    """(ways out of the rule, whether its matches hold for sure). None: the next rule; return: the end of the chain."""
     sure = True
     for expression in expressions:
         kind, body = next(iter(expression.items()))
@@ -572,28 +587,34 @@ def _rule(chains: dict, key: tuple, expressions: list[dict], port: int, family: 
 
 def _matches(body: dict, port: int, family: str) -> bool | None:
     """Whether a match holds for the packet; None where it turns on what is not known of it."""
-    left, right, op = body["left"], body["right"], body["op"]
-    meta = left.get("meta", {}).get("key") if isinstance(left, dict) and isinstance(left.get("meta"), dict) else None
-    payload = left.get("payload", {}) if isinstance(left, dict) else {}
-    ct = left.get("ct", {}).get("key") if isinstance(left, dict) and isinstance(left.get("ct"), dict) else None
-    if meta in ("iif", "iifname"):
-        # The packet comes from some interface other than lo.
-        held = False if right == "lo" else None
-    elif meta in ("l4proto", "nfproto", "protocol"):
-        held = _holds(
-            right, {"l4proto": "tcp", "nfproto": {"ip": "ipv4", "ip6": "ipv6"}[family], "protocol": family}[meta]
-        )
-    elif payload.get("protocol") in ("tcp", "th") and payload.get("field") == "dport":
-        held = _holds(right, port)
-    elif payload.get("protocol") in ("udp", "icmp", "icmpv6", "igmp") or (payload.get("protocol") in ("ip", "ip6") and payload["protocol"] != family):
-        held = False
-    elif ct == "state":
-        held = _holds(right, "new")
-    else:
-        held = None
-    if held is None:
+    held = _compared(body["left"], body["right"], port, family)
+    return not held if held is not None and body["op"] == "!=" else held
+
+
+def _compared(left: Any, right: Any, port: int, family: str) -> bool | None:
+    """Whether what is looked at on the left is among the right; None where it is not known."""
+    where, what = next(iter(left.items())) if isinstance(left, dict) and left else ("", {})
+    if not isinstance(what, dict):
         return None
-    return not held if op == "!=" else held
+    key = what.get("key")
+    if where == "meta" and key in ("iif", "iifname"):
+        # The packet comes from some interface other than lo.
+        return False if right == "lo" else None
+    known = {
+        ("meta", "l4proto"): "tcp",
+        ("meta", "nfproto"): {"ip": "ipv4", "ip6": "ipv6"}[family],
+        ("meta", "protocol"): family,
+        ("ct", "state"): "new",
+    }
+    if (where, key) in known:
+        return _holds(right, known[(where, key)])
+    if where != "payload":
+        return None
+    protocol = what.get("protocol")
+    if protocol in ("tcp", "th") and what.get("field") == "dport":
+        return _holds(right, port)
+    # A match on another protocol's header is one that the packet does not have.
+    return False if protocol in {"udp", "icmp", "icmpv6", "igmp", "ip", "ip6"} - {family} else None
 
 
 def _holds(right: Any, value: Any) -> bool | None:

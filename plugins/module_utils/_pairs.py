@@ -294,15 +294,18 @@ class PairStore:
             os.close(descriptor)
 
     def leftovers(self, spare: str | None = None) -> list[str]:
-        """Return the names of what can go: rubbish of runs that were cut, and old pairs beyond ``keep``."""
+        """Return the names of what can go: rubbish of runs that were cut, and old pairs beyond ``keep``.
+
+        ``spare`` is an old pair to be kept before all others; it counts as one of the ``keep``.
+        """
         if not os.path.isdir(self.directory):
             return []
-        in_force = {self._current_identifier(), spare}
+        current = self._current_identifier()
         names = os.listdir(self.directory)
         rubbish = [name for name in names if _RUBBISH.fullmatch(name)]
         stale = [name for name in names if _NEW.fullmatch(name) and abs(time.time() - self._age(name)) > STALE]
-        pairs = [name for name in names if _IDENTIFIER.fullmatch(name) and name not in in_force]
-        pairs.sort(key=lambda name: (self._age(name), name), reverse=True)
+        pairs = [name for name in names if _IDENTIFIER.fullmatch(name) and name != current]
+        pairs.sort(key=lambda name: (name == spare, self._age(name), name), reverse=True)
         return rubbish + stale + pairs[self._keep :]
 
     def tidy(self, spare: str | None = None) -> list[str]:

@@ -213,7 +213,7 @@ def split_bind(text: Any, default: str) -> tuple:
         if isinstance(candidate, str):
             address = candidate.rpartition("://")[2].partition("/")[0]
             host, _colon, port = address.rpartition(":")
-            if port.isdigit() and int(port) <= 65535:
+            if port.isascii() and port.isdigit() and int(port) <= 65535:
                 return host or "0.0.0.0", int(port)
     raise ValueError("the default of a listener is none")
 
@@ -364,8 +364,10 @@ def _sockets(observation: dict) -> list:
 
 def _sockets_of(observation: dict, kind: str) -> list:
     """Addresses beyond loopback on which a kind of listener was found."""
-    ports = {listener.port for listener in listeners(fact(observation, "conf")) if listener.kind == kind}
-    return [address for address, host, port in _sockets(observation) if port in ports and not is_loopback(host)]
+    kinds = fact(observation, "kinds")
+    return [
+        address for address, host, _port in _sockets(observation) if kinds[address] == kind and not is_loopback(host)
+    ]
 
 
 # --- network ----------------------------------------------------------------------------------------------------------
@@ -448,8 +450,8 @@ def _shared_port(conf: dict, context: dict) -> Iterator[str]:
     "NMQ-NET-005",
     "low",
     "There is no REST server on loopback to ask what the broker has read",
-    why="The broker ignores what it does not understand. Reading its configuration back through REST is the only way to "
-    "see that; without an http_server block a deployment cannot be verified.",
+    why="The broker ignores what it does not understand. Reading its configuration back through REST is the only way "
+    "to see that; without an http_server block a deployment cannot be verified.",
     remedy="Leave the http_server block in; the role keeps it on loopback at nanomq_broker_http_port",
     source="trials: unknown keys and wrong types are ignored without a message",
 )
@@ -463,8 +465,8 @@ def _no_rest(conf: dict, context: dict) -> Iterator[str]:
     "NMQ-NET-006",
     "high",
     "No packet filter keeps the network away from REST",
-    why="The address in the configuration is one line of defence. A broker before 0.23.1, an edited file or a REST call "
-    "opens the port to all; a packet filter holds whatever the broker binds.",
+    why="The address in the configuration is one line of defence. A broker before 0.23.1, an edited file or a REST "
+    "call opens the port to all; a packet filter holds whatever the broker binds.",
     remedy="Apply the role nanomq_firewall with the port in nanomq_firewall_closed_ports",
     source="trials: ip_addr is ignored before 0.23.1, and a configuration that cannot be read gives open defaults",
 )
@@ -488,7 +490,8 @@ def _no_firewall(observation: dict) -> Iterator[str]:
     "NMQ-NET-007",
     "medium",
     "Any local process can talk to REST",
-    why="Loopback is shared by all users of a host: a service that was broken into can try its luck with the credentials.",
+    why="Loopback is shared by all users of a host: a service that was broken into can try its luck with the "
+    "credentials.",
     remedy="Apply the role nanomq_firewall with the port in nanomq_firewall_guarded_ports",
     source="trials: REST has neither a rate limit nor a lock-out",
 )
@@ -500,7 +503,8 @@ def _local_users(observation: dict) -> Iterator[str]:
     "NMQ-NET-008",
     "high",
     "The broker listens where its configuration does not say so",
-    why="Command-line flags, defaults and listeners left over from an older configuration open ports that nobody reviews.",
+    why="Command-line flags, defaults and listeners left over from an older configuration open ports that nobody "
+    "reviews.",
     remedy="Start the broker with --conf alone and restart it; the role nanomq_broker does both",
     source="trials: flags override the file; a reload leaves listeners as they were",
 )
@@ -515,7 +519,8 @@ def _undeclared(observation: dict) -> Iterator[str]:
     "NMQ-NET-009",
     "medium",
     "More than one NanoMQ runs",
-    why="A second broker was started by somebody else, with another configuration, and nothing supervises or hardens it.",
+    why="A second broker was started by somebody else, with another configuration, and nothing supervises or hardens "
+    "it.",
     remedy="End it, and remove what starts it",
     source="trials: there is no lock, and POST /api/v4/ctrl/restart leaves a broker outside of its unit",
 )
@@ -535,7 +540,8 @@ def _several(observation: dict) -> Iterator[str]:
     why="User names, passwords and messages can be read and changed on the way.",
     remedy="Leave listeners.tcp out of nanomq_broker_settings (the role opens TLS alone), or bind it to 127.0.0.1; "
     "`enable = false` is ignored by the broker",
-    source="trials: without a listeners block the broker opens 0.0.0.0:1883; listeners.tcp.enable = false has no effect",
+    source="trials: without a listeners block the broker opens 0.0.0.0:1883; listeners.tcp.enable = false has no "
+    "effect",
 )
 def _plain_mqtt(conf: dict, context: dict) -> Iterator[str]:
     del context
@@ -573,8 +579,8 @@ def _plain_websocket_socket(observation: dict) -> Iterator[str]:
     "NMQ-TLS-003",
     "high",
     "A TLS listener lacks what it needs",
-    why="Without an address it is not opened; without key or certificate it opens and fails every handshake. Both happen "
-    "without a message, and people then fall back to plain MQTT.",
+    why="Without an address it is not opened; without key or certificate it opens and fails every handshake. Both "
+    "happen without a message, and people then fall back to plain MQTT.",
     remedy="Set nanomq_broker_tls_key_path and nanomq_broker_tls_certificate_path, or apply the role nanomq_pki",
     source="trials: listeners.ssl without bind, keyfile or certfile",
 )
@@ -686,10 +692,9 @@ def _bridge_without_ca(conf: dict, context: dict) -> Iterator[str]:
     for kind in ("mqtt", "aws"):
         for name, bridge in _blocks(conf, "bridges", kind):
             url = get(bridge, "server")
-            encrypted = isinstance(url, str) and url.lower().startswith("tls+")
-            if _on(bridge) and (encrypted or get(bridge, "ssl", "enable") is True):
-                if not get(bridge, "ssl", "cacertfile"):
-                    yield _join("bridges", kind, name, "ssl", "cacertfile") + ": is not given"
+            encrypted = str(url).lower().startswith("tls+") or get(bridge, "ssl", "enable") is True
+            if _on(bridge) and encrypted and not get(bridge, "ssl", "cacertfile"):
+                yield _join("bridges", kind, name, "ssl", "cacertfile") + ": is not given"
 
 
 @_rule(
@@ -809,8 +814,8 @@ def _loose_key(observation: dict) -> Iterator[str]:
     "NMQ-AUT-001",
     "critical",
     "Anybody can connect without a name",
-    why="With anonymous clients allowed, which is the default, no password is looked at: wrong ones are accepted as well. "
-    "The broker heeds an unquoted false alone.",
+    why="With anonymous clients allowed, which is the default, no password is looked at: wrong ones are accepted as "
+    "well. The broker heeds an unquoted false alone.",
     remedy="Set auth.allow_anonymous to false without quotes, as the role does; drop it from nanomq_broker_settings",
     source='trials: allow_anonymous absent, "false", no, False, 0 all leave it true',
 )
@@ -913,8 +918,8 @@ def _rest_answers(observation: dict) -> Iterator[str]:
     "NMQ-AUT-006",
     "medium",
     "REST is guarded by a password instead of signed tokens",
-    why="The password is full administration that never expires, travels with each call, and lies on the host in clear. "
-    "A value that the broker does not know counts as basic, without a message.",
+    why="The password is full administration that never expires, travels with each call, and lies on the host in "
+    "clear. A value that the broker does not know counts as basic, without a message.",
     remedy="Set nanomq_broker_http_auth to jwt",
     source="trials: auth_type defaults to basic; unknown values are basic",
 )
@@ -930,8 +935,8 @@ def _rest_basic(conf: dict, context: dict) -> Iterator[str]:
     "NMQ-AUT-007",
     "critical",
     "REST takes the shipped password",
-    why="admin and public are printed in every manual of the broker. A password without quotes that looks like a number "
-    "or a variable is ignored, which leaves public in force.",
+    why="admin and public are printed in every manual of the broker. A password without quotes that looks like a "
+    "number or a variable is ignored, which leaves public in force.",
     remedy="Set nanomq_broker_http_password, in quotes and from a vault, or nanomq_broker_http_auth to jwt",
     source="trials: default admin:public; unquoted numbers, true, null and ${X} fall back to it",
 )
@@ -961,7 +966,9 @@ def _rest_takes_default(observation: dict) -> Iterator[str]:
 def _rest_weak(conf: dict, context: dict) -> Iterator[str]:
     del context
     password, name = get(conf, "http_server", "password"), get(conf, "http_server", "username")
-    if _basic(conf) and isinstance(password, str) and _weakness(password, str(name or "admin")):
+    if not _basic(conf) or not isinstance(password, str) or password == "public":
+        return
+    if _weakness(password, str(name or "admin")):
         yield f"http_server.password: {_weakness(password, str(name or 'admin'))}"
 
 
@@ -999,8 +1006,10 @@ def _no_token_key(conf: dict, context: dict) -> Iterator[str]:
     "NMQ-AUT-011",
     "high",
     "The key that signs tokens is named on the broker's host",
-    why="The broker needs the public key alone. With the private one, whoever reads the host mints tokens for the fleet.",
-    remedy="Remove it from the host, rotate the key pair (nanomq_pki_jwt_name), and keep the private key on the controller",
+    why="The broker needs the public key alone. With the private one, whoever reads the host mints tokens for the "
+    "fleet.",
+    remedy="Remove it from the host, rotate the key pair (nanomq_pki_jwt_name), and keep the private key on the "
+    "controller",
     source="source: http_server.jwt.private is not read by the broker",
 )
 def _private_token_key(conf: dict, context: dict) -> Iterator[str]:
@@ -1138,7 +1147,8 @@ def _placeholder(conf: dict, context: dict) -> Iterator[str]:
     "NMQ-ACL-008",
     "high",
     "A topic rule names an address in a way that never matches",
-    why="Networks (10.0.0.0/8) and the ipaddrs list did not match in trials: a rule that denies so lets everybody through.",
+    why="Networks (10.0.0.0/8) and the ipaddrs list did not match in trials: a rule that denies so lets everybody "
+    "through.",
     remedy="Name single addresses with ipaddr in nanomq_broker_acl, and networks in nanomq_firewall_mqtt_networks",
     source="trials: ipaddr with CIDR, ipaddrs",
 )
@@ -1176,8 +1186,8 @@ def _dropped_rule(conf: dict, context: dict) -> Iterator[str]:
     "NMQ-SVC-001",
     "high",
     "The command socket is open",
-    why="It obeys whoever can open it, without a password: a reload takes users and allow_anonymous from any file, and a "
-    "broken file ends the broker. Any local user can also block the start by making the socket first.",
+    why="It obeys whoever can open it, without a password: a reload takes users and allow_anonymous from any file, and "
+    "a broken file ends the broker. Any local user can also block the start by making the socket first.",
     remedy="Leave system.enable_ipc_internal at false, as the role does; drop it from nanomq_broker_settings",
     source="trials: /tmp/nanomq_cmd.ipc",
 )
@@ -1206,8 +1216,8 @@ def _no_log(conf: dict, context: dict) -> Iterator[str]:
     "NMQ-SVC-003",
     "low",
     "The log level hides what matters, or shows too much",
-    why="At error and fatal neither the version nor a certificate that cannot be read is logged; at trace and debug the "
-    "log fills the disk of a small device.",
+    why="At error and fatal neither the version nor a certificate that cannot be read is logged; at trace and debug "
+    "the log fills the disk of a small device.",
     remedy="Set nanomq_broker_log_level to warn or info",
     source="trials: the version and TLS problems are logged at warn",
 )
@@ -1222,9 +1232,10 @@ def _log_level(conf: dict, context: dict) -> Iterator[str]:
     "NMQ-SVC-004",
     "medium",
     "The log is written where others can meddle with it",
-    why="In a directory that all users share, another user can put a link in the log's place; a relative one depends on "
-    "where the broker was started.",
-    remedy="Log to the console (systemd's journal), or set log.dir to a directory of the broker in nanomq_broker_settings",
+    why="In a directory that all users share, another user can put a link in the log's place; a relative one depends "
+    "on where the broker was started.",
+    remedy="Log to the console (systemd's journal), or set log.dir to a directory of the broker in "
+    "nanomq_broker_settings",
     source="the shipped configuration logs to /tmp",
 )
 def _log_dir(conf: dict, context: dict) -> Iterator[str]:
@@ -1270,7 +1281,8 @@ def _rule_engine(conf: dict, context: dict) -> Iterator[str]:
     "NMQ-SVC-007",
     "medium",
     "The broker leaves its supervisor",
-    why="As a daemon it forks twice, changes its working directory to / and writes a pid file: systemd loses its sight.",
+    why="As a daemon it forks twice, changes its working directory to / and writes a pid file: systemd loses its "
+    "sight.",
     remedy="Drop system.daemon from nanomq_broker_settings",
     source="trials: system.daemon",
 )
@@ -1287,14 +1299,14 @@ _PATHS = ("keyfile", "certfile", "cacertfile")
     "NMQ-SVC-008",
     "medium",
     "A path is not absolute",
-    why="It is taken from where the broker was started, and a file that is not found gives no error: the listener opens "
-    "and fails every handshake, or every token.",
+    why="It is taken from where the broker was started, and a file that is not found gives no error: the listener "
+    "opens and fails every handshake, or every token.",
     remedy="Write absolute paths in nanomq_broker_settings and the variables of the role",
     source="trials: keys that cannot be read give a warning at most",
 )
 def _relative_path(conf: dict, context: dict) -> Iterator[str]:
     del context
-    blocks = list(tls_listeners(conf)) + [("http_server.jwt.public", _block(conf, "http_server", "jwt", "public"))]
+    blocks = [*tls_listeners(conf), ("http_server.jwt.public", _block(conf, "http_server", "jwt", "public"))]
     blocks += [
         (_join("bridges", "mqtt", name, "ssl"), _block(child, "ssl"))
         for name, child in _blocks(conf, "bridges", "mqtt")
@@ -1681,7 +1693,8 @@ def evaluate_host(observation: dict) -> list[Finding]:
     found = []
     for rule in RULES.values():
         evidence, unknown = [], []
-        for check in (_config_on_host(rule), rule.host):
+        # What was seen says more than what is written.
+        for check in (rule.host, _config_on_host(rule)):
             if check is None:
                 continue
             try:
@@ -1777,4 +1790,5 @@ def summary(findings: list[Finding]) -> str:
     ):
         if count:
             parts.append(f"{count} {word}")
-    return ", ".join([*parts, f"{len(passed(findings))} rules passed"])
+    holding = len(passed(findings))
+    return ", ".join([*parts, f"{holding} rule{'s' * (holding != 1)} passed"])

@@ -13,7 +13,6 @@ Source: NanoNNG, src/supplemental/nanolib/conf_ver2.c, and trials on NanoMQ 0.25
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass, field
 
@@ -128,8 +127,8 @@ def _http_request(prefix: str) -> list[Key]:
                 "str",
                 None,
                 {
-                    "note": "%u user, %P password, %c client id, %a address, %p port, %t topic, %A access, %r protocol, "
-                    "%C common name, %d subject, %m mount point"
+                    "note": "%u user, %P password, %c client id, %a address, %p port, %t topic, %A access, "
+                    "%r protocol, %C common name, %d subject, %m mount point"
                 },
             ),
         ),
@@ -275,7 +274,7 @@ KEYS: tuple[Key, ...] = (
             "bind",
             "bind",
             "0.0.0.0:8086/mqtt",
-            {"note": "opened whenever listeners.ssl has a bind of its own; uses its certificate and peer verification"},
+            {"note": "opened whenever listeners.ssl has a bind of its own; takes its other settings from there"},
         ),
     ),
     *_keys(
@@ -471,7 +470,7 @@ NOT_KEYS: dict[str, str] = {
     "http_server.jwt.private": "not read by the broker, and the private key has no place on its host",
     "auth.cache": "not read by the broker; http_auth.cache_ttl is the only cache there is",
     "listeners.ws.enable": "not read by the broker; leave listeners.ws out to have no such listener",
-    "listeners.wss.enable": "not read by the broker; listeners.wss is on whenever listeners.ssl is: bind it to loopback",
+    "listeners.wss.enable": "not read by the broker; it is on whenever listeners.ssl has a bind: bind it to loopback",
     **{
         f"listeners.wss.{name}": "not read by the broker; listeners.wss uses what listeners.ssl says"
         for name in ("keyfile", "certfile", "cacertfile", "key_password", "verify_peer", "fail_if_no_peer_cert")
@@ -613,6 +612,8 @@ def lookup(path: str | tuple) -> Key | None:
 
 def nearest(path: str | tuple) -> str | None:
     """The valid path most like a wrong one: a name alike beside it, else the same name elsewhere; None if neither."""
+    import difflib  # only here: a correct configuration needs it not
+
     segments = split(path) if isinstance(path, str) else tuple(path)
     node = TREE
     for index, segment in enumerate(segments):

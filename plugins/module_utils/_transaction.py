@@ -954,8 +954,8 @@ class Transaction:
         """Undo, and raise with the reason and the end of the journal."""
         phase = self.record["phase"]
         journal = self.journal(since) if phase in _SERVICES_TOUCHED else ""
-        troubles = undo(self.store, self.record, str(error), call=self.call)
         message = f"{error.step}: {error}"
+        troubles = undo(self.store, self.record, message, call=self.call)
         if troubles:
             message += f". AND THE UNDO IS NOT COMPLETE: {'; '.join(troubles)}"
         raise TransactionError(
@@ -1055,7 +1055,8 @@ def main(argv: list[str] | None = None, *, call=run) -> int:
     parser.add_argument("--boot", action="store_true", help="leave the services to the boot")
     args = parser.parse_args(argv)
     failed = 0
-    names = [args.name] if args.name else sorted(os.listdir(args.state_dir))
+    there = os.listdir(args.state_dir) if os.path.isdir(args.state_dir) else []
+    names = [args.name] if args.name else sorted(there)
     for name in names:
         store = Store(name, args.state_dir)
         if not os.path.isdir(store.path):

@@ -100,7 +100,11 @@ def validate_nanomq(
     """
     path = staged[conf]
     with open(path, encoding="utf-8") as handle:
-        meant = _hocon.parse(handle.read())
+        text = handle.read()
+    try:
+        meant = _hocon.parse(text)
+    except _hocon.ConfSyntaxError as error:
+        raise TransactionError(f"{conf}: {error}") from error
     port = meant.get("http_server", {}).get("port", 8081)
     result = in_namespaces(lambda: _ask_throw_away(path, program, user, workdir, port, credentials))
     if result.get("error"):

@@ -61,8 +61,9 @@ class Certificate:
 
     @property
     def identifier(self) -> str:
-        """The serial number in lower-case hexadecimal: the name of the pair's directory."""
-        return f"{self.serial:x}"
+        """The serial number in hexadecimal, in lower case and whole bytes: the name of the pair's directory."""
+        digits = f"{self.serial:x}"
+        return digits.zfill(len(digits) + len(digits) % 2)
 
     @property
     def fingerprint_sha256(self) -> str:
@@ -152,8 +153,9 @@ def normalise_name(text: str) -> str:
 
 def check_common_name(text: str) -> str:
     """Return ``text`` if it can be a common name. Raises ValueError."""
-    if not 1 <= len(text) <= 64:
-        raise ValueError(f"the common name {text!r} must have 1 to 64 characters (RFC 5280); longer names go into SANs")
+    # RFC 5280 counts characters, the cryptography library bytes.
+    if not 1 <= len(text.encode("utf-8")) <= 64:
+        raise ValueError(f"the common name {text!r} must have 1 to 64 bytes; longer names go into SANs")
     if not text.isprintable() or text != text.strip():
         raise ValueError(f"the common name {text!r} has unprintable characters, or blanks at its ends")
     return text

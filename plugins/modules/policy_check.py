@@ -10,8 +10,8 @@ short_description: Judge a NanoMQ configuration before it is deployed
 version_added: "0.1.0"
 author: EdgeSec maintainers (@edgesec)
 description:
-  - Compares a configuration with the schema of C(nanomq.conf) and with the policy of this collection, and fails with one
-    message that names every key, what is wrong, and the variable that sets it right.
+  - Compares a configuration with the schema of C(nanomq.conf) and with the policy of this collection, and fails with
+    one message that names every key, what is wrong, and the variable that sets it right.
   - Runs on the controller alone. The host is not connected to.
   - The rules are listed in C(docs/rules.md).
 options:

@@ -27,7 +27,7 @@ options:
     required: true
   common_name:
     description:
-      - Common name of a new authority, at most 64 characters.
+      - Common name of a new authority, at most 64 bytes.
     type: str
     default: NanoMQ fleet CA
   key_type:
@@ -59,6 +59,9 @@ attributes:
     platforms: posix
     support: full
     description: The operating systems that this works on.
+notes:
+  - If the inventory lists C(localhost) with a Python that lacks the library, give the task
+    C(ansible_python_interpreter={{ ansible_playbook_python }}).
 seealso:
   - module: edgesec.nanomq.tls_certificate
 """

@@ -37,7 +37,7 @@ options:
     default: /etc/nanomq/pki
   common_name:
     description:
-      - Common name of the certificate, at most 64 characters.
+      - Common name of the certificate, at most 64 bytes.
     type: str
     required: true
   subject_alt_names:
@@ -148,7 +148,7 @@ attributes:
     support: full
     description: The operating systems that this works on.
 notes:
-  - A pair that has just been replaced is kept at least until the next run, whatever O(keep) says.
+  - The pair that has just been replaced is always among those kept, since the service may still use it.
 seealso:
   - module: edgesec.nanomq.tls_authority
 """

@@ -41,7 +41,7 @@ class Systemd:
     def _save(self, data: dict) -> None:
         fresh = f"{self.state}.{os.getpid()}"
         with open(fresh, "w") as handle:
-            json.dump(data, handle)
+            handle.write(json.dumps(data))
         _replace(fresh, self.state)
 
     def change(self, **values) -> None:
@@ -103,8 +103,11 @@ class Systemd:
     def _show(self, data: dict, _option: str, _properties: str, name: str) -> tuple[int, str]:
         active = "active" if name in data["running"] else "inactive"
         active = "activating" if name in data["activating"] else active
-        file_state = "" if name not in data["units"] else "enabled" if name in data["enabled"] else "disabled"
+        file_state = "enabled" if name in data["enabled"] else "disabled" if self._file(name) else ""
         return 0, f"ActiveState={active}\nUnitFileState={file_state}"
+
+    def _file(self, name: str) -> bool:
+        return (self.tree / "units" / name).is_file()
 
     def _daemon_reload(self, data: dict) -> tuple[int, str]:
         files = sorted((self.tree / "units").glob("*.service"))
@@ -151,7 +154,7 @@ class Systemd:
         return 0, ""
 
     def _enable(self, data: dict, name: str) -> tuple[int, str]:
-        if name not in data["units"]:
+        if not self._file(name):
             return 1, f"Unit file {name} does not exist."
         data["enabled"] = sorted({*data["enabled"], name})
         return 0, ""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from hypothesis import strategies as st
-
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _schema
+from hypothesis import strategies as st
 
 # What has broken out of other templates, or could.
 NASTY = (
@@ -106,7 +105,7 @@ def _satisfy(conf: dict) -> dict:
         named = [child for child in block.values() if isinstance(child, dict)]
         for child in (block, *named):
             child.pop("enable", None)
-        if block and not named or kind in conf.get("listeners", {}) and not block:
+        if kind in conf.get("listeners", {}) and not named:
             block.setdefault("bind", "127.0.0.1:1883")
     log = conf.get("log", {})
     if "uds" in log.get("to", ()):

@@ -13,9 +13,9 @@ from base64 import urlsafe_b64encode
 
 import jwt
 import pytest
-from conftest import HOSTS, pki
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from scenario import HOSTS, pki
 
 URL = "http://127.0.0.1:8081/api/v4/brokers"
 
@@ -66,14 +66,28 @@ def forged() -> dict[str, str | None]:
     }
 
 
-FORGED = ["no token", "expired", "no expiry", "alg none", "HS256 with the public key", "wrong issuer", "no issuer", "wrong key", "RS512", "signature cut off"]
+FORGED = [
+    "no token",
+    "expired",
+    "no expiry",
+    "alg none",
+    "HS256 with the public key",
+    "wrong issuer",
+    "no issuer",
+    "wrong key",
+    "RS512",
+    "signature cut off",
+]
 
 
 def ask(host, token: str | None, *, user: str = "root", url: str = URL) -> str:
     """The status that REST answers a local user with; 000 where the connection does not come about."""
     header = f"Authorization: Bearer {token}" if token else "X-None: 1"
-    command = f"curl --silent --max-time 5 --output /dev/null --write-out %{{http_code}} --header '{header}' {url}"
-    return host.run(f"setpriv --reuid {user} --regid {user if user == 'root' else 'nogroup'} --clear-groups {command}".replace("%", "%%")).stdout
+    group = user if user == "root" else "nogroup"
+    return host.run(
+        f"setpriv --reuid {user} --regid {group} --clear-groups "
+        f"curl --silent --max-time 5 --output /dev/null --write-out %{{http_code}} --header '{header}' {url}"
+    ).stdout
 
 
 def test_root_with_a_valid_token_is_answered(broker):
@@ -120,10 +134,15 @@ def test_it_runs_without_privileges(broker):
 
 def inside(host, command: str) -> int:
     """Exit status of a command run in the service's own view of the file system, as its user."""
-    return host.run(f"nsenter --target {pid(host)} --mount -- setpriv --reuid nanomq --regid nanomq --clear-groups sh -c %s", command).rc
+    return host.run(
+        f"nsenter --target {pid(host)} --mount -- setpriv --reuid nanomq --regid nanomq --clear-groups sh -c %s",
+        command,
+    ).rc
 
 
-@pytest.mark.parametrize("path", ["/etc", "/etc/nanomq", "/usr/local/bin", "/var/lib/nanomq", "/var/lib/nanomq/empty", "/var/log", "/opt"])
+@pytest.mark.parametrize(
+    "path", ["/etc", "/etc/nanomq", "/usr/local/bin", "/var/lib/nanomq", "/var/lib/nanomq/empty", "/var/log", "/opt"]
+)
 def test_it_can_write_nothing(broker, path):
     assert inside(broker, f"touch {path}/x") != 0
 
@@ -158,11 +177,11 @@ def test_it_can_read_its_configuration_and_nobody_else_can(broker):
 
 def test_it_may_listen_on_the_declared_ports_alone(broker):
     """By effect: a process put into the service's control group tries. systemd 252 ignores the setting in silence."""
-    script = "import socket; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(('127.0.0.3', {port}))"
+    bind = "import socket; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('127.0.0.3', {port}))"
+    script = 'echo $$ > "$1/cgroup.procs" && exec python3 -c "$2"'
     group = "/sys/fs/cgroup" + broker.check_output("systemctl show -p ControlGroup --value nanomq.service")
     results = {
-        port: broker.run("bash -c %s", f"echo $$ > {group}/cgroup.procs && exec python3 -c \"{script.format(port=port)}\"").rc
-        for port in (9999, 8086)
+        port: broker.run("bash -c %s bash %s %s", script, group, bind.format(port=port)).rc for port in (9999, 8086)
     }
     assert results[8086] == 0
     version = int(broker.check_output("systemctl --version").split()[1])

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import time
 
-import conftest
 import pytest
-from conftest import USERS, harden
+import scenario
+from scenario import USERS, harden
 
 TABLE = "table inet edgesec_nanomq"
 LISTEN = "import socket,time; s=socket.create_server(('{address}', {port}), family=socket.{family}); time.sleep(60)"
@@ -37,7 +37,10 @@ def careless(broker):
 
 def test_inner_ports_are_closed_whatever_listens(outsider, careless):
     for port in (1883, 8081, 8083, 8086):
-        assert careless.run(f"nc -z -w 2 127.0.0.1 {port} || timeout 2 bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}'").rc == 0
+        assert (
+            careless.run(f"nc -z -w 2 127.0.0.1 {port} || timeout 2 bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}'").rc
+            == 0
+        )
         assert not reaches(outsider, careless.ipv4, port)
         assert not reaches(outsider, careless.ipv6, port)
 
@@ -51,7 +54,7 @@ def test_inner_ports_are_for_root_alone_on_loopback(careless):
 
 
 def test_mqtt_is_for_the_allowed_networks(client, outsider, broker):
-    address = conftest.inventory()["outsider"]["lab_ipv4"]
+    address = scenario.inventory()["outsider"]["lab_ipv4"]
     login = {"user": "operator", "password": USERS["operator"]}
     try:
         assert harden(hosts=broker.name, nanomq_firewall_mqtt_networks=["192.0.2.0/24", "2001:db8::/32"]).status == 0
@@ -66,19 +69,21 @@ def test_new_connections_are_limited(outsider, broker):
     """200 at once: the burst and a second or two of the rate get through, the rest do not. ssh is not concerned."""
     script = (
         "import socket\nopen_=0\nsockets=[]\n"
-        "for _ in range(200):\n s=socket.socket(); s.setblocking(False); s.connect_ex(('{address}', 8883)); sockets.append(s)\n"
+        f"for _ in range(200):\n s=socket.socket(); s.setblocking(False); s.connect_ex(('{broker.ipv4}', 8883)); sockets.append(s)\n"
         "import time; time.sleep(0.8)\n"
         "for s in sockets:\n"
         " try:\n  s.getpeername(); open_+=1\n except OSError: pass\n"
         "print(open_)"
-    ).format(address=broker.ipv4)
+    )
     count = int(outsider.check_output("python3 -c %s", script))
     assert 20 <= count <= 90, count
     assert reaches(outsider, broker.ipv4, 22)
 
 
 def test_tables_of_others_are_left_alone(broker):
-    broker.check_output("nft add table inet others && nft add chain inet others input '{ type filter hook input priority 5; }' && nft add rule inet others input tcp dport 9 counter drop")
+    broker.check_output(
+        "nft add table inet others && nft add chain inet others input '{ type filter hook input priority 5; }' && nft add rule inet others input tcp dport 9 counter drop"
+    )
     before = broker.check_output("nft -s list table inet others")
     try:
         assert harden(hosts=broker.name, nanomq_firewall_mqtt_rate="30/second").recap(broker.name)["changed"] == 1
@@ -117,7 +122,7 @@ def test_it_survives_a_restart_of_the_distributions_service(broker):
 
 def test_it_survives_a_reboot(outsider, broker):
     before = broker.check_output(f"nft -s -t list {TABLE}")
-    conftest.reboot(broker)
+    scenario.reboot(broker)
     assert broker.check_output(f"nft -s -t list {TABLE}") == before
     assert harden(hosts=broker.name).recap(broker.name)["changed"] == 0
 
@@ -172,7 +177,7 @@ def test_ones_own_port_among_the_closed_ones_is_refused(broker, name):
     assert name in run.flat() and "Port 22 is the port of ssh" in run.flat()
 
 
-@pytest.mark.parametrize("rule", ["this is no rule", "tcp dport 80 drop }", "include \"/etc/shadow\""])
+@pytest.mark.parametrize("rule", ["this is no rule", "tcp dport 80 drop }", 'include "/etc/shadow"'])
 def test_a_rule_that_nft_refuses_changes_nothing(broker, rule):
     before = broker.check_output(f"nft -s -t list {TABLE}; cat /etc/edgesec-nanomq/firewall.nft")
     run = harden(hosts=broker.name, nanomq_firewall_extra_rules=[rule])

@@ -1,12 +1,12 @@
 # Copyright: Contributors to the edgesec.nanomq collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Changes that go wrong. Afterwards the broker serves the old configuration or the new one, whole, and the run says why."""
+"""Changes that go wrong. The broker serves the old configuration or the new one, whole, and the run says why."""
 
 from __future__ import annotations
 
-import conftest
 import pytest
-from conftest import USERS, harden
+import scenario
+from scenario import USERS, harden
 
 #: Never a password of the hosts, so that a login tells which configuration is in force.
 NEW_USERS = {**USERS, "operator": "another-operator-password"}
@@ -32,7 +32,7 @@ def leftovers(broker) -> str:
 
 def assert_as_before(client, broker, digest: str) -> None:
     assert in_force(client, broker) == "old"
-    assert conftest.conf_digest(broker) == digest
+    assert scenario.conf_digest(broker) == digest
     assert leftovers(broker) == ""
     assert broker.service("nanomq").is_running
 
@@ -40,7 +40,7 @@ def assert_as_before(client, broker, digest: str) -> None:
 @pytest.fixture
 def digest(client, broker):
     """The host before the change; whatever a test leaves, the next finds it hardened again."""
-    yield conftest.conf_digest(broker)
+    yield scenario.conf_digest(broker)
     run = harden(hosts=broker.name)
     assert run.status == 0, run.output
 
@@ -78,7 +78,9 @@ def test_does_not_parse(client, broker, digest, text, complaint):
 
 def test_a_value_that_the_broker_ignores(client, broker, digest):
     """A quoted boolean is legal to the broker's parser, and leaves the door open. Reading back shows it."""
-    text = broker.check_output("cat /etc/nanomq/nanomq.conf").replace("allow_anonymous = false", 'allow_anonymous = "false"')
+    text = broker.check_output("cat /etc/nanomq/nanomq.conf").replace(
+        "allow_anonymous = false", 'allow_anonymous = "false"'
+    )
     run = harden(hosts=broker.name, __nanomq_broker_conf_text=text)
     assert run.status != 0
     assert "auth.allow_anonymous" in run.flat()
@@ -86,7 +88,9 @@ def test_a_value_that_the_broker_ignores(client, broker, digest):
 
 
 def test_certificate_that_does_not_match_its_key(client, broker, digest):
-    broker.check_output("openssl ecparam -name prime256v1 -genkey -noout -out /etc/nanomq/other.key && chgrp nanomq /etc/nanomq/other.key && chmod 640 /etc/nanomq/other.key")
+    broker.check_output(
+        "openssl ecparam -name prime256v1 -genkey -noout -out /etc/nanomq/other.key && chgrp nanomq /etc/nanomq/other.key && chmod 640 /etc/nanomq/other.key"
+    )
     run = harden(hosts=broker.name, nanomq_broker_tls_key_path="/etc/nanomq/other.key")
     assert run.status != 0
     assert "do not make a pair" in run.flat() and "nanomq_broker_tls_key_path" in run.flat()
@@ -177,7 +181,9 @@ def killed_while_activating(broker) -> None:
         run = killed_run(broker, "vfork,clone,clone3", number, NEW_USERS)
         if run.status == 0:
             pytest.fail("no run was killed in the middle of the activation")
-        if open_record(broker) and '"phase": "activating"' in broker.check_output("cat /var/lib/edgesec-nanomq/broker/record.json"):
+        if open_record(broker) and '"phase": "activating"' in broker.check_output(
+            "cat /var/lib/edgesec-nanomq/broker/record.json"
+        ):
             return
         assert harden(hosts=broker.name).status == 0
 
@@ -194,7 +200,7 @@ def test_the_host_undoes_a_dead_run_by_itself(client, broker, digest):
 
 def test_a_reboot_undoes_a_dead_run_before_the_broker_starts(client, broker, digest):
     killed_while_activating(broker)
-    conftest.reboot(broker)
+    scenario.reboot(broker)
     assert_as_before(client, broker, digest)
     assert "the host restarted" in broker.check_output("cat /var/lib/edgesec-nanomq/broker/last.json")
 
@@ -208,7 +214,9 @@ def test_a_broker_that_is_down_is_started(client, broker, digest):
 
 
 def test_drift_is_set_right(client, broker, digest):
-    broker.check_output("chmod 0644 /etc/nanomq/nanomq.conf && chmod 0777 /etc/nanomq/jwt && systemctl disable --quiet nanomq.service")
+    broker.check_output(
+        "chmod 0644 /etc/nanomq/nanomq.conf && chmod 0777 /etc/nanomq/jwt && systemctl disable --quiet nanomq.service"
+    )
     run = harden("--diff", hosts=broker.name)
     assert run.status == 0, run.output
     assert run.recap(broker.name)["changed"] == 1

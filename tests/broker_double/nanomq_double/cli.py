@@ -145,7 +145,8 @@ async def _run(config: Config, version: str, argv: list[str], log: _Log) -> None
                           f"http://{config.http_server.ip_addr or '(null)'}:{config.http_server.port}")
     if config.ipc_internal:
         await _serve_ipc(config, version)
-    print("NanoMQ Broker is started successfully!", flush=True)
+    # Kept back until the next line of the log, unless this is a terminal.
+    print("NanoMQ Broker is started successfully!")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTRAP, signal.SIGFPE):
         loop.add_signal_handler(number, lambda number=number: log.signal(number))
@@ -164,9 +165,8 @@ class _Log:
             path = os.path.join(config.log.dir or "./", config.log.file or "nanomq.log")
             try:
                 self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
-            except OSError as error:
-                print(f"log_init: {error.strerror}", file=sys.stderr)
-                raise SystemExit(1) from None
+            except OSError:
+                _segmentation_fault()
 
     def write(self, level: str, text: str) -> None:
         if LEVELS.index(level.lower()) < self._threshold:

@@ -50,8 +50,8 @@ class HttpServer:
     enable: bool = False
     port: int = 8081
     ip_addr: str | None = None
-    username: str = "admin"
-    password: str = "public"
+    username: str | None = None
+    password: str | None = None
     auth_type: str = "basic"
     limit_conn: int = 32
     max_body: int = 1024 * 1024

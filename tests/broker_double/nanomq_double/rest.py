@@ -10,12 +10,13 @@ import base64
 import binascii
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl
 
 from . import dialect, jwt
 from .broker import Broker
@@ -70,18 +71,17 @@ class Rest:
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; whether the connection may stay."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        parts = head[0].split(" ")
-        if len(parts) != 3:
-            await self._send(writer, 400, _page(400), "text/html; charset=UTF-8")
-            return False
-        method, target, _protocol = parts
-        headers = {name.strip().lower(): value.strip() for name, _colon, value in (line.partition(":") for line in head[1:])}
+        # A request line of other than three words ends the connection.
+        method, target, protocol = head[0].split(" ")
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
         size = headers.get("content-length", "0")
-        if "transfer-encoding" in headers or not size.isdecimal() or int(size) > self._config.http_server.max_body:
+        homeless = protocol == "HTTP/1.1" and "host" not in headers
+        if homeless or not size.isdecimal() or int(size) > self._config.http_server.max_body:
             await self._send(writer, 400, _page(400), "text/html; charset=UTF-8")
             return False
+        # A chunked body is not understood: it counts as none, and as the next request.
         body = await reader.readexactly(int(size))
-        path, _mark, query = target.partition("?")
+        path, _mark, query = re.sub("^http://[^/]*", "", target).partition("?")
         if path == ROOT or path.startswith(f"{ROOT}/"):
             status, answer = await self._answer(method, path, query, headers, body)
             text = answer if isinstance(answer, str) else json.dumps(answer, separators=(",", ":"), ensure_ascii=False)
@@ -106,8 +106,8 @@ class Rest:
         code = self._authorize(headers.get("authorization"))
         if code:
             return 401, {"code": code}
-        steps = [unquote(step) for step in path[len(ROOT):].split("/") if step]
-        handler = {"GET": self._get, "POST": self._post, "PUT": self._change, "DELETE": self._change}.get(method)
+        steps = [step for step in path[len(ROOT):].split("/") if step]
+        handler = {"GET": self._get, "POST": self._post, "PUT": self._put, "DELETE": self._delete}.get(method)
         if handler is None:
             return 405, {"code": UNKNOWN}
         return await handler(steps, dict(parse_qsl(query)), body)
@@ -127,7 +127,7 @@ class Rest:
             given = base64.b64decode(token, validate=True)
         except binascii.Error:
             return BAD_PARAMETER
-        wanted = f"{http.username}:{http.password}".encode("utf-8", "surrogateescape")
+        wanted = f"{_or(http.username, 'admin')}:{_or(http.password, 'public')}".encode("utf-8", "surrogateescape")
         return 0 if given.partition(b"\0")[0] == wanted else jwt.WRONG
 
     # GET
@@ -242,8 +242,8 @@ class Rest:
             "auth_http": config.auth_http,
             "websocket": {"enable": ws.enable, "tls_enable": ws.tls_enable, "url": ws.url, "tls_url": ws.tls_url},
             "http_server": {
-                "enable": http.enable, "port": http.port, "addr": http.ip_addr, "username": http.username,
-                "password": http.password, "auth_type": "jwt" if http.auth_type == "jwt" else "basic",
+                "enable": http.enable, "port": http.port, "addr": http.ip_addr, "username": _or(http.username, "admin"),
+                "password": _or(http.password, "public"), "auth_type": "jwt" if http.auth_type == "jwt" else "basic",
             },
             "sqlite": config.sqlite,
             "bridge": {"nodes": []},
@@ -260,15 +260,15 @@ class Rest:
             return 404, {"code": RPC_ERROR}
         if name == "config_update":
             return self._config_update(body)
-        if name == "rules":
-            return self._post_rules(_json(body))
         if name == "mqtt/publish_batch":
             return await self._publish_batch(_json(body))
         request = _json(body)
-        if name not in ("reload", "mqtt/publish") and steps[:1] != ["configuration"]:
+        if name not in ("reload", "rules", "mqtt/publish") and steps[:1] != ["configuration"]:
             return 404, {"code": UNKNOWN}
         if not isinstance(request, dict):
             return 400, {"code": BAD_JSON}
+        if name == "rules":
+            return 200, {"code": DISABLED}
         if name == "mqtt/publish":
             return 200, {"code": await self._publish(request)}
         data = request.get("data")
@@ -278,11 +278,14 @@ class Rest:
             self._set_sections({key: value for key, value in data.items() if len(steps) < 2 or key == steps[1]})
         return 200, {"code": 0}
 
-    async def _change(self, steps: list[str], _query: dict[str, str], _body: bytes) -> Reply:
-        """PUT and DELETE, of rules and bridges: there are none here."""
+    async def _put(self, steps: list[str], _query: dict[str, str], _body: bytes) -> Reply:
+        """There is no bridge here, and no rule engine."""
         if len(steps) == 2 and steps[0] in ("rules", "bridges"):
-            return 200, {"code": DISABLED}
+            return (200, {"code": DISABLED}) if steps[0] == "rules" else (400, {"code": BAD_PARAMETER})
         return 404, {"code": UNKNOWN}
+
+    async def _delete(self, steps: list[str], _query: dict[str, str], _body: bytes) -> Reply:
+        return (200, {"code": DISABLED}) if len(steps) == 2 and steps[0] == "rules" else (404, {"code": UNKNOWN})
 
     def _control(self, action: str) -> None:
         subprocess.Popen([sys.executable, self._command[0], action, *(self._command[2:] if action == "restart" else [])])
@@ -301,12 +304,6 @@ class Rest:
         except OSError:
             return 200, {"code": NOT_WRITTEN}
         return 200, {"code": 0}
-
-    @staticmethod
-    def _post_rules(request: object) -> Reply:
-        if isinstance(request, dict) and not isinstance(request.get("rawsql"), str):
-            raise Died
-        return 200, {"code": DISABLED}
 
     async def _publish(self, message: dict[str, Any]) -> int:
         """Neither wildcards in the topic nor the QoS are checked."""
@@ -351,6 +348,9 @@ class Rest:
         if not isinstance(data, dict):
             return
         http = self._config.http_server
+        if any(isinstance(data.get(name), str) and getattr(http, name) is None for name in ("username", "password")):
+            # It frees its built-in default, which was never allocated.
+            raise Died
         for name, kind in (("enable", bool), ("port", int), ("username", str), ("password", str)):
             if isinstance(data.get(name), kind):
                 setattr(http, name, data[name])
@@ -360,6 +360,10 @@ class Rest:
 
 def _data(value: Any) -> Reply:
     return 200, {"code": 0, "data": value}
+
+
+def _or(value: str | None, default: str) -> str:
+    return default if value is None else value
 
 
 def _json(body: bytes) -> Any:

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections import OrderedDict
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import init_plugin_loader
-from ansible.template import Templar, trust_as_template
-
 from ansible_collections.edgesec.nanomq.plugins.filter import nanomq_conf as filters
 
-
-@pytest.fixture(scope="module")
-def render():
-    init_plugin_loader()
-
-    def run(template: str, **variables):
-        return Templar(loader=DataLoader(), variables=variables).template(trust_as_template(template))
-
-    return run
+COLLECTIONS = Path(filters.__file__).parents[5]
 
 
-def test_the_filters_are_found_by_name(render):
+def test_templates_find_the_filters_by_name(tmp_path):
+    """In a process of its own: Ansible's way of importing collections does not mix with Python's."""
     conf = {"auth": {"allow_anonymous": False, "password": {"a.b": 'q"r'}}}
-    text = render("{{ conf | edgesec.nanomq.nanomq_conf(version='0.25.6') }}", conf=conf)
+    template = (
+        "{% set text = conf | edgesec.nanomq.nanomq_conf(version='0.25.6') %}"
+        "{{ [text, text | edgesec.nanomq.from_nanomq_conf, text | edgesec.nanomq.nanomq_redact] | to_json }}"
+    )
+    (tmp_path / "template").write_text(template)
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "ansible", "adhoc", "localhost", "-m", "ansible.builtin.template"),
+            *("-a", f"src={tmp_path}/template dest={tmp_path}/out", "-e", json.dumps({"conf": conf})),
+        ],
+        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    text, read, shown = json.loads((tmp_path / "out").read_text())
     assert text == 'auth {\n  allow_anonymous = false\n  password {\n    "a.b" = "q\\"r"\n  }\n}\n'
-    assert render("{{ text | edgesec.nanomq.from_nanomq_conf }}", text=text) == conf
-    shown = render("{{ text | edgesec.nanomq.nanomq_redact }}", text=text)
+    assert read == conf
     assert shown == text.replace('"q\\"r"', '"***"')
 
 

@@ -43,7 +43,9 @@ def openssl(*arguments, stdin):
 def keys():
     """A private key of each cheap kind, in plain and encrypted form."""
     maker = _crypto.choose_backend("cryptography")
-    return {(kind, secret): maker.generate_key(kind, secret) for kind in ("ec-p256", "rsa-2048") for secret in (None, b"x")}
+    return {
+        (kind, secret): maker.generate_key(kind, secret) for kind in ("ec-p256", "rsa-2048") for secret in (None, b"x")
+    }
 
 
 class TestPassphrases:
@@ -263,7 +265,7 @@ class TestOpensslProgram:
         program.write_text(f"#!/bin/sh\necho '{version}'\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path))
-        with pytest.raises(CryptoError, match="1.1.1 or newer is needed"):
+        with pytest.raises(CryptoError, match=r"1\.1\.1 or newer is needed"):
             _crypto_openssl.create()
 
     def test_a_program_that_says_yes_to_all_does_not_verify(self, tmp_path, monkeypatch, keys):
@@ -291,7 +293,7 @@ class TestChoice:
     def test_without_either_both_reasons_are_told(self, monkeypatch):
         monkeypatch.setattr(_crypto_cryptography, "IMPORT_PROBLEM", "it cannot be imported")
         monkeypatch.setattr(shutil, "which", lambda *_arguments, **_options: None)
-        with pytest.raises(CryptoError, match="it cannot be imported; .*not installed"):
+        with pytest.raises(CryptoError, match=r"it cannot be imported; .*not installed"):
             _crypto.choose_backend()
 
     @pytest.mark.parametrize("broken", ["raise ImportError('x')", "raise SystemError('x')", "__version__ = '2.9'"])

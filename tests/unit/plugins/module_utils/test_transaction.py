@@ -101,7 +101,7 @@ def test_the_recovery_is_installed_before_anything_changes(world):
 
 def test_a_recovery_unit_that_was_never_enabled_is_enabled_by_the_next_change(world):
     world.systemd.deny(f"enable {engine.RECOVERY_UNIT}")
-    with pytest.raises(TransactionError, match="prepare|denied"):
+    with pytest.raises(TransactionError, match=r"denied by the test"):
         world.apply(typical(world), [SVC])
     assert "etc/conf" not in world.files()
     world.systemd.deny()
@@ -375,33 +375,30 @@ def test_check_mode_leaves_an_unfinished_transaction_to_the_next_run(world):
 def test_what_a_validator_refuses_is_never_seen(world):
     world.apply(typical(world), [SVC])
     before, inode = world.snapshot(), os.stat(world.path("etc/conf")).st_ino
+    world.systemd.calls.clear()
     with pytest.raises(TransactionError, match="validate: no good") as caught:
         world.apply(changed_set(world), [SVC], validate=refuse())
     assert not caught.value.undone
     assert world.snapshot() == before
     assert os.stat(world.path("etc/conf")).st_ino == inode
-    assert not any("restart" in call for call in world.systemd.calls[-8:])
+    assert {tuple(call[:2]) for call in world.systemd.calls} == {("systemctl", "show")}
     assert world.strays() == []
 
 
 FAILURES = {
-    "probe": ({"probe": lambda: ["REST does not answer"]}, (), "probe: REST does not answer"),
-    "probe raises": ({"probe": lambda: 1 // 0}, (), "ZeroDivisionError"),
-    "restart": ({}, ("restart svc.service",), "denied by the test"),
-    "timer": ({}, ("systemd-run",), "cannot arm the timer"),
-    "confirm timer": ({"confirm_within": 60, "arm": 2}, (), "cannot arm the timer"),
-    "daemon-reload": ({}, ("daemon-reload",), "daemon-reload"),
+    "probe": ({"probe": lambda: ["REST does not answer"]}, "probe: REST does not answer"),
+    "probe raises": ({"probe": lambda: 1 // 0}, "ZeroDivisionError"),
+    "timer": ({"confirm_within": 60, "arm": 2}, "cannot arm the timer"),
 }
 
 
-@pytest.mark.parametrize("failure", ["probe", "probe raises", "timer", "confirm timer"])
+@pytest.mark.parametrize("failure", FAILURES)
 def test_a_failure_puts_files_and_services_back(world, failure):
-    options, denied, message = FAILURES[failure]
+    options, message = FAILURES[failure]
     options = dict(options)
     world.apply(typical(world), [SVC])
     before = world.snapshot()
     times = {k: v for k, v in world.files(times=True).items() if not v[0].startswith("d")}
-    world.systemd.deny(*denied)
     if options.pop("arm", 0):
         call, armed = world.systemd, []
 
@@ -416,7 +413,7 @@ def test_a_failure_puts_files_and_services_back(world, failure):
 
     assert caught.value.undone
     assert not caught.value.half_done
-    assert caught.value.journal == ("" if failure == "timer" else "the journal")
+    assert caught.value.journal == "the journal"
     assert world.snapshot() == before
     assert {k: v for k, v in world.files(times=True).items() if not v[0].startswith("d")} == times
     assert world.systemd.timers == {}
@@ -424,6 +421,19 @@ def test_a_failure_puts_files_and_services_back(world, failure):
     assert world.store.last()["result"] == "undone"
     assert message in world.store.last()["reason"]
     assert world.store.generations() == [0, 1]
+    assert world.strays() == []
+
+
+def test_nothing_is_swapped_without_a_timer(world):
+    world.apply(typical(world), [SVC])
+    before = world.snapshot()
+    world.systemd.deny("systemd-run")
+    with pytest.raises(TransactionError, match="swap: cannot arm the timer") as caught:
+        world.apply(changed_set(world), [SVC])
+    assert not caught.value.undone
+    world.systemd.deny()
+    assert world.snapshot() == before
+    assert world.record() is None
     assert world.strays() == []
 
 
@@ -502,7 +512,7 @@ def test_a_file_that_cannot_be_put_back_keeps_the_record_for_the_next_run(world,
 
     monkeypatch.setattr(os, "rename", stubborn)
     new = [world.file("etc/conf", "two"), world.file("etc/other", "two")]
-    with pytest.raises(TransactionError, match="THE UNDO IS NOT COMPLETE.*Input/output error") as caught:
+    with pytest.raises(TransactionError, match=r"THE UNDO IS NOT COMPLETE.*Input/output error") as caught:
         world.apply(new, [SVC], probe=lambda: ["no"])
     assert caught.value.half_done
     assert not caught.value.undone
@@ -595,7 +605,7 @@ def test_a_service_that_cannot_be_started_again_is_an_error_with_the_journal(wor
 
 def test_a_host_without_an_answer_from_systemctl_is_not_touched(world):
     before = world.files()
-    with pytest.raises(TransactionError, match="systemctl does not answer"):
+    with pytest.raises(TransactionError, match="no bus"):
         world.apply([world.file("etc/conf", "x")], [SVC], call=lambda argv, **how: (1, "no bus"))
     assert world.files() == before
 
@@ -746,7 +756,7 @@ def test_a_run_waits_for_the_lock_and_says_who_holds_it(world, monkeypatch):
             clock = iter(range(0, 10_000, 10))
             patch.setattr(engine.time, "monotonic", lambda: next(clock))
             patch.setattr(engine.time, "sleep", lambda seconds: None)
-            with pytest.raises(TransactionError, match="another run is changing 'broker'.*fuser -v .*/broker/lock"):
+            with pytest.raises(TransactionError, match=r"another run is changing 'broker'.*fuser -v .*/broker/lock"):
                 world.apply([world.file("etc/conf", "two")], [SVC])
     finally:
         os.kill(holder, signal.SIGKILL)
@@ -794,23 +804,23 @@ def test_a_disk_that_is_full_at_any_write(tmp_path, monkeypatch, virgin, stays_f
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", full)
+            failed = None
             try:
                 world.apply(changed_set(world), services)
-                held = True
             except TransactionError as error:
-                held = False
-                assert "No space left" in str(error)
-                assert not error.half_done
+                failed = error
         finished = len(count) < n
         after = world.snapshot()
-        if not held:
+        if failed:
+            assert "No space left" in str(failed)
+            assert not failed.half_done
             assert after == old, n
             assert world.record() is None
         world.apply(changed_set(world), services)
         new = world.snapshot()
         assert new["files"]["etc/conf"][0] == "-rw------- two"
         assert new["running"]["extra.service"]["etc/added"] == "added"
-        assert not held or after == new
+        assert failed or after == new
         assert world.strays() == []
         if finished:
             break

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 
@@ -27,7 +28,9 @@ NAME = st.one_of(
     st.ip_addresses().map(lambda address: f"IP:{address}"),
     HOST.map(lambda host: f"URI:spiffe://{host}/a%20b"),
 )
-COMMON_NAME = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=64)
+COMMON_NAME = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=64).filter(
+    lambda name: len(name.encode()) <= 64
+)
 MOMENT = st.datetimes(datetime.datetime(1951, 1, 1), datetime.datetime(2149, 1, 1))
 
 
@@ -76,10 +79,8 @@ class TestDamage:
     def test_a_flipped_byte_is_read_or_refused_but_never_crashes(self, position, change):
         damaged = bytearray(SAMPLE)
         damaged[position] ^= change
-        try:
+        with contextlib.suppress(der.DerError):
             assert x509.parse_certificate(bytes(damaged)).raw == damaged
-        except der.DerError:
-            pass
 
     @given(st.binary(max_size=200))
     def test_any_bytes(self, data):
@@ -116,7 +117,7 @@ class TestCertificate:
         found = x509.parse_certificate(raw(made))
         assert found.common_name == common_name
         assert found.serial == made.serial_number
-        assert int(found.identifier, 16) == made.serial_number
+        assert int.from_bytes(bytes.fromhex(found.identifier), "big") == made.serial_number
         assert found.not_before == made.not_valid_before_utc
         assert found.not_after == made.not_valid_after_utc
         assert found.names == frozenset(names)
@@ -242,7 +243,7 @@ class TestNames:
     def test_normalising_twice_changes_nothing(self, name):
         assert x509.normalise_name(x509.normalise_name(name)) == x509.normalise_name(name)
 
-    @pytest.mark.parametrize("name", ["", "x" * 65, "a\nb", "a\0", " a", "a "])
+    @pytest.mark.parametrize("name", ["", "x" * 65, "ä" * 33, "a\nb", "a\0", " a", "a "])
     def test_common_names_that_are_refused(self, name):
         with pytest.raises(ValueError, match="common name"):
             x509.check_common_name(name)

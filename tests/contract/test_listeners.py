@@ -1,0 +1,173 @@
+"""What is opened, asked for or not, and who gets through TLS."""
+from __future__ import annotations
+
+import socket
+import ssl
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from harness import MQTT_PORT, QUIET, TCP
+from material import authority, certificate, client_context, private_pem
+
+TLS_PORT, WS_PORT, WSS_PORT = 8883, 8083, 8086
+LOOPBACK_TCP = f"127.0.0.1:{MQTT_PORT}"
+
+
+def ssl_block(directory, pair=None, *, key=None, lines="", ca=True):
+    """A block of a TLS listener whose files it writes."""
+    pair = pair or certificate()
+    (directory / "cert.pem").write_bytes(pair.pem)
+    (directory / "key.pem").write_bytes(key or private_pem(pair.key))
+    (directory / "ca.pem").write_bytes(authority("authority").pem)
+    cacert = f'cacertfile = "{directory}/ca.pem"' if ca else ""
+    return (f'listeners.ssl {{ bind = "127.0.0.1:{TLS_PORT}", keyfile = "{directory}/key.pem"\n'
+            f'certfile = "{directory}/cert.pem"\n{cacert}\n{lines} }}\n'
+            f'listeners.wss {{ bind = "127.0.0.1:{WSS_PORT}/mqtt" }}\n')
+
+
+TCP_LISTENERS = {
+    "switched off, in vain": (f'listeners.tcp {{ bind = "{LOOPBACK_TCP}", enable = false }}', {LOOPBACK_TCP}),
+    "no bind": ("listeners.tcp { enable = true }", {"0.0.0.0:1883"}),
+    "several": ('listeners.tcp { one { bind = "127.0.0.1:1884" }, two { bind = "127.0.0.1:1885" } }',
+                {"127.0.0.1:1884", "127.0.0.1:1885"}),
+    "IPv6": ('listeners.tcp { bind = "[::1]:1883" }', {"::1:1883"}),
+    "websocket only": (f'listeners.ws {{ bind = "127.0.0.1:{WS_PORT}/mqtt" }}', {f"127.0.0.1:{WS_PORT}"}),
+    "websocket without bind": ("listeners.ws { enable = true }", {f"0.0.0.0:{WS_PORT}"}),
+}
+
+
+@pytest.mark.parametrize(("conf", "addresses"), TCP_LISTENERS.values(), ids=TCP_LISTENERS)
+def test_plain_listeners(broker, conf, addresses):
+    assert broker(QUIET + conf + "\n").listens() == addresses
+
+
+def test_tls_opens_a_websocket_that_nobody_asked_for(broker):
+    block = ssl_block(broker.directory).partition("listeners.wss")[0]
+    assert broker(QUIET + block).listens() == {f"127.0.0.1:{TLS_PORT}", f"0.0.0.0:{WSS_PORT}"}
+
+
+def test_tls_without_bind_is_not_opened(broker):
+    block = ssl_block(broker.directory).replace(f'bind = "127.0.0.1:{TLS_PORT}",', "").partition("listeners.wss")[0]
+    assert broker(QUIET + TCP + block).listens() == {LOOPBACK_TCP}
+
+
+def test_tls_can_be_switched_off(broker):
+    block = ssl_block(broker.directory, lines="enable = false")
+    assert broker(QUIET + TCP + block).listens() == {LOOPBACK_TCP}
+
+
+def test_tls_alone_opens_no_plain_listener(broker):
+    addresses = {f"127.0.0.1:{TLS_PORT}", f"127.0.0.1:{WSS_PORT}"}
+    assert broker(QUIET + ssl_block(broker.directory)).listens() == addresses
+
+
+def test_the_configuration_tells_the_private_key(broker):
+    running = broker(QUIET + TCP + "http_server { port = 8081 }\n" + ssl_block(broker.directory))
+    tls = running.section("tls")
+    assert tls["key"] == (broker.directory / "key.pem").read_text()
+    assert tls["cert"] == (broker.directory / "cert.pem").read_text()
+    assert tls["url"] == f"tls+nmq-tcp://127.0.0.1:{TLS_PORT}"
+    assert running.section("websocket") == {
+        "enable": False, "tls_enable": True, "url": None, "tls_url": f"nmq-wss://127.0.0.1:{WSS_PORT}/mqtt"}
+
+
+GOOD = {
+    "P-256": ("p256", {}, ""),
+    "RSA": ("rsa", {}, ""),
+    "encrypted": ("p256", {"passphrase": b"word"}, 'key_password = "word"'),
+    "SEC1": ("p256", {"form": serialization.PrivateFormat.TraditionalOpenSSL}, ""),
+}
+
+
+@pytest.mark.parametrize(("kind", "form", "lines"), GOOD.values(), ids=GOOD)
+def test_keys_that_work(broker, connect, kind, form, lines):
+    pair = certificate(kind=kind)
+    broker(QUIET + ssl_block(broker.directory, pair, key=private_pem(pair.key, **form), lines=lines))
+    assert connect(port=TLS_PORT, tls=client_context(broker.directory)).outcome == "accepted"
+    assert connect(port=WSS_PORT, tls=client_context(broker.directory), transport="websockets").outcome == "accepted"
+
+
+BAD = {
+    "key of another": lambda: {"key": private_pem(certificate("other").key)},
+    "Ed25519": lambda: {"pair": certificate(kind="ed25519")},
+    "wrong passphrase": lambda: {"key": private_pem(certificate().key, b"word"), "lines": 'key_password = "wrong"'},
+    "no passphrase": lambda: {"key": private_pem(certificate().key, b"word")},
+    "no key": lambda: {"key": b"nonsense"},
+}
+
+
+@pytest.mark.parametrize("material", BAD.values(), ids=BAD)
+def test_bad_material_opens_a_port_that_shakes_no_hand(broker, connect, material):
+    running = broker(QUIET + ssl_block(broker.directory, **material()))
+    assert f"127.0.0.1:{TLS_PORT}" in running.listens()
+    assert connect(port=TLS_PORT, tls=client_context(broker.directory)).outcome != "accepted"
+
+
+@pytest.mark.parametrize("name", ["cert.pem", "key.pem"])
+def test_a_missing_file_opens_a_port_that_shakes_no_hand(broker, connect, name):
+    block = ssl_block(broker.directory)
+    (broker.directory / name).unlink()
+    running = broker(QUIET + block)
+    assert f"127.0.0.1:{TLS_PORT}" in running.listens()
+    assert connect(port=TLS_PORT, tls=client_context(broker.directory)).outcome != "accepted"
+
+
+# Who gets in: without a certificate, with one of another authority, with a good one.
+MUTUAL = {
+    "both": ("verify_peer = true, fail_if_no_peer_cert = true", True, (False, False, True)),
+    "verify_peer alone": ("verify_peer = true", True, (True, True, True)),
+    "fail_if_no_peer_cert alone": ("fail_if_no_peer_cert = true", True, (True, True, True)),
+    "quoted": ('verify_peer = "true", fail_if_no_peer_cert = "true"', True, (True, True, True)),
+    "no authority": ("verify_peer = true, fail_if_no_peer_cert = true", False, (False, False, False)),
+}
+
+
+@pytest.mark.parametrize(("lines", "ca", "admitted"), MUTUAL.values(), ids=MUTUAL)
+def test_client_certificates(broker, connect, lines, ca, admitted):
+    broker(QUIET + ssl_block(broker.directory, lines=lines, ca=ca))
+    pairs = (None, certificate("evil", issuer="evil authority"), certificate("client"))
+    outcomes = [connect(port=TLS_PORT, tls=client_context(broker.directory, pair)).outcome for pair in pairs]
+    assert [outcome == "accepted" for outcome in outcomes] == list(admitted)
+    outcomes = [connect(port=WSS_PORT, tls=client_context(broker.directory, pair), transport="websockets").outcome
+                for pair in pairs]
+    assert [outcome == "accepted" for outcome in outcomes] == list(admitted), "the websocket inherits it all"
+
+
+@pytest.mark.parametrize(("version", "works"), [("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)])
+def test_versions_of_tls(broker, version, works):
+    broker(QUIET + ssl_block(broker.directory))
+    context = client_context(broker.directory, minimum_version=ssl.TLSVersion[version],
+                             maximum_version=ssl.TLSVersion[version])
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with socket.create_connection(("127.0.0.1", TLS_PORT), 5) as plain:
+        if works:
+            with context.wrap_socket(plain) as wrapped:
+                assert wrapped.version() == version.replace("_", ".")
+        else:
+            with pytest.raises(OSError):
+                context.wrap_socket(plain)
+
+
+def handshake(path, **headers):
+    """Status of a websocket's opening request."""
+    with socket.create_connection(("127.0.0.1", WS_PORT), 5) as connection:
+        lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()),
+                 "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+                 "Sec-WebSocket-Version: 13", "Sec-WebSocket-Protocol: mqtt", "", ""]
+        connection.sendall("\r\n".join(lines).encode())
+        return int(connection.recv(1024).split()[1])
+
+
+def test_a_websocket_at_an_address_looks_at_the_host(broker, connect):
+    broker(QUIET + f'listeners.ws {{ bind = "127.0.0.1:{WS_PORT}/mqtt" }}\n')
+    assert connect(port=WS_PORT, transport="websockets").outcome == "accepted"
+    assert handshake("/mqtt", Host="127.0.0.1") == 101
+    assert handshake("/mqtt", Host=f"127.0.0.1:{WS_PORT}") == 101
+    assert handshake("/mqtt", Host="localhost") == 404
+    assert handshake("/other", Host="127.0.0.1") == 404
+
+
+def test_a_websocket_at_any_address_does_not(broker):
+    broker(QUIET + f'listeners.ws {{ bind = "0.0.0.0:{WS_PORT}/mqtt" }}\n')
+    assert handshake("/mqtt", Host="localhost") == 101
+    assert handshake("/mqtt", Host="attacker.example") == 101

@@ -1,0 +1,149 @@
+"""Who may connect, and what the topic rules let pass."""
+from __future__ import annotations
+
+import paho.mqtt.client as paho
+import pytest
+from harness import QUIET, TCP
+
+USERS = 'password { "alice" = "secret", "bob" = "word" }'
+REFUSED = "closed"
+
+
+def auth(text: str) -> str:
+    return QUIET + TCP + f"auth {{\n{text}\n}}\n"
+
+
+def test_anonymous_access_lets_wrong_passwords_in(broker, connect):
+    broker(auth(f"allow_anonymous = true\n{USERS}"))
+    assert connect().outcome == "accepted"
+    assert connect(user=("alice", "wrong")).outcome == "accepted"
+
+
+@pytest.mark.parametrize("version", [paho.MQTTv31, paho.MQTTv311, paho.MQTTv5], ids=["3.1", "3.1.1", "5"])
+def test_without_anonymous_access_only_users_get_in(broker, connect, version):
+    """Whoever is turned away sees a closed connection and no code."""
+    broker(auth(f"allow_anonymous = false\n{USERS}"))
+    for user, outcome in ((None, REFUSED), (("alice", "wrong"), REFUSED), (("alice", ""), REFUSED),
+                          (("carol", "secret"), REFUSED), (("alice", "secret"), "accepted"),
+                          (("bob", "word"), "accepted")):
+        assert (user, connect("c", user=user, version=version).outcome) == (user, outcome)
+
+
+EMPTY_LISTS = {
+    "no block": "",
+    "switched off": f"{USERS[:-1]}, enable = false }}",
+    "numbers only": 'password { "alice" = 1234 }',
+}
+
+
+@pytest.mark.parametrize("users", EMPTY_LISTS.values(), ids=EMPTY_LISTS)
+def test_an_empty_list_of_users_lets_any_user_in(broker, connect, users):
+    broker(auth(f"allow_anonymous = false\n{users}"))
+    assert connect(user=("anybody", "anything")).outcome == "accepted"
+    assert connect().outcome == REFUSED
+    assert connect(user=("anybody", "")).outcome == REFUSED
+
+
+def acl(rules: str, more: str = "") -> str:
+    return auth(f"allow_anonymous = false\n{USERS}\n{more}\nacl {{ rules = [\n{rules}\n] }}")
+
+
+def delivered(connect, topic: str, user: tuple[str, str] = ("alice", "secret"), clientid: str = "alice-1") -> bool:
+    """Whether a message that `user` publishes to `topic` reaches a subscriber that may read all."""
+    reader = connect("reader", user=("bob", "word"))
+    assert reader.subscribe("#") < 3
+    writer = connect(clientid, user=user)
+    assert writer.publish(topic, qos=1), "a denied message is acknowledged all the same"
+    # The marker, on a topic that everybody may use, comes behind the message in question.
+    assert writer.publish("marker", qos=1)
+    assert reader.receives("marker")
+    return any(name == topic for name, _payload in reader.messages)
+
+
+READER = ('{ permit = allow, username = "bob", action = subscribe, topics = ["#"] }\n'
+          '{ permit = allow, topics = ["marker"] }\n')
+DENY_REST = '{ permit = deny }\n'
+ALICE = 'permit = allow, username = "alice", action = publish'
+
+DELIVERED = {
+    "allowed topic": (f'{{ {ALICE}, topics = ["a/#"] }}\n' + DENY_REST, "a/b/c", True),
+    "other topic": (f'{{ {ALICE}, topics = ["a/#"] }}\n' + DENY_REST, "b", False),
+    "wildcard of a level": (f'{{ {ALICE}, topics = ["a/+"] }}\n' + DENY_REST, "a/b", True),
+    "too deep for a level": (f'{{ {ALICE}, topics = ["a/+"] }}\n' + DENY_REST, "a/b/c", False),
+    "second topic": (f'{{ {ALICE}, topics = ["x", "a"] }}\n' + DENY_REST, "a", True),
+    "first rule wins": (f'{{ permit = deny, username = "alice", topics = ["a"] }}\n{{ {ALICE}, topics = ["a"] }}\n',
+                        "a", False),
+    "no rule and no_match left alone": ('{ permit = deny, username = "carol" }\n', "a", True),
+    "other action": ('{ permit = allow, username = "alice", action = subscribe, topics = ["a"] }\n' + DENY_REST,
+                     "a", False),
+    "clientid placeholder": (f'{{ {ALICE}, topics = ["d/${{clientid}}"] }}\n' + DENY_REST, "d/alice-1", True),
+    "username placeholder": (f'{{ {ALICE}, topics = ["d/${{username}}/#"] }}\n' + DENY_REST, "d/alice/x", True),
+    "another's topic": (f'{{ {ALICE}, topics = ["d/${{username}}/#"] }}\n' + DENY_REST, "d/bob/x", False),
+    "percent placeholders": (f'{{ {ALICE}, topics = ["d/%u"] }}\n' + DENY_REST, "d/alice", False),
+    "clientid": ('{ permit = allow, clientid = "alice-1", topics = ["a"] }\n' + DENY_REST, "a", True),
+    "everybody": ('{ permit = allow, username = "#", topics = ["a"] }\n' + DENY_REST, "a", True),
+    "address": ('{ permit = allow, ipaddr = "127.0.0.1", topics = ["a"] }\n' + DENY_REST, "a", True),
+    "network": ('{ permit = allow, ipaddr = "127.0.0.0/8", topics = ["a"] }\n' + DENY_REST, "a", False),
+    "addresses": ('{ permit = allow, ipaddrs = ["127.0.0.1"], topics = ["a"] }\n' + DENY_REST, "a", False),
+    "and, both": ('{ permit = allow, and = [{ username = "alice" }, { ipaddr = "127.0.0.1" }], topics = ["a"] }\n'
+                  + DENY_REST, "a", True),
+    "and, one": ('{ permit = allow, and = [{ username = "alice" }, { clientid = "x" }], topics = ["a"] }\n'
+                 + DENY_REST, "a", False),
+    "or, one": ('{ permit = allow, or = [{ username = "alice" }, { clientid = "x" }], topics = ["a"] }\n'
+                + DENY_REST, "a", True),
+    "misspelt subject": ('{ permit = allow, user = "carol", topics = ["a"] }\n' + DENY_REST, "a", True),
+    "misspelt permit": (f'{{ {ALICE.replace("allow", "Allow")}, topics = ["a"] }}\n' + DENY_REST, "a", False),
+    "misspelt action": (f'{{ {ALICE.replace("publish", "pub")}, topics = ["a"] }}\n' + DENY_REST, "a", False),
+    "literal": (f'{{ {ALICE}, topics = ["@a/b"] }}\n' + DENY_REST, "a/b", True),
+}
+
+
+@pytest.mark.parametrize(("rules", "topic", "passes"), DELIVERED.values(), ids=DELIVERED)
+def test_rules(broker, connect, rules, topic, passes):
+    broker(acl(READER + rules))
+    assert delivered(connect, topic) is passes
+
+
+def test_no_match_denies_the_rest(broker, connect):
+    broker(acl(READER + f'{{ {ALICE}, topics = ["a"] }}', "no_match = deny"))
+    assert delivered(connect, "a")
+    assert not delivered(connect, "b")
+
+
+def test_no_match_is_nothing_without_rules(broker, connect):
+    broker(auth(f"allow_anonymous = false\n{USERS}\nno_match = deny"))
+    assert delivered(connect, "a")
+
+
+def test_rules_switched_off(broker, connect):
+    broker(auth(f"allow_anonymous = false\n{USERS}\nno_match = deny\n"
+                "acl { enable = false, rules = [{ permit = deny }] }"))
+    assert delivered(connect, "a")
+
+
+@pytest.mark.parametrize("version", [paho.MQTTv311, paho.MQTTv5], ids=["3.1.1", "5"])
+def test_a_denied_subscription(broker, connect, version):
+    broker(acl('{ permit = allow, username = "alice", topics = ["a/#"] }\n' + DENY_REST))
+    client = connect("c", user=("alice", "secret"), version=version)
+    assert client.subscribe("b") == 0x87
+    assert client.subscribe("a/b", 1) == 1
+    assert client.subscribe("#") == 0x87
+
+
+@pytest.mark.parametrize("version", [paho.MQTTv31, paho.MQTTv311, paho.MQTTv5], ids=["3.1", "3.1.1", "5"])
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_a_message_goes_through(broker, connect, version, qos):
+    broker(QUIET + TCP)
+    client = connect("c", version=version)
+    assert client.subscribe("a", qos) == qos
+    assert client.publish("a", "hello", qos)
+    assert client.receives("a")
+    assert client.messages == [("a", b"hello")]
+
+
+def test_a_retained_message(broker, connect):
+    broker(QUIET + TCP)
+    assert connect("writer").publish("a", "kept", retain=True)
+    reader = connect("reader")
+    reader.subscribe("a")
+    assert reader.receives("a")

@@ -1,0 +1,174 @@
+# Copyright: Contributors to the edgesec.nanomq collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+from ansible.errors import AnsibleConnectionFailure
+from ansible_collections.edgesec.nanomq.plugins.action import transaction as action
+from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import Change
+from ansible_collections.edgesec.nanomq.plugins.modules import transaction as module
+
+ARGS = {"name": "firewall", "files": [], "confirm_within": 60}
+OPEN = {"changed": True, "unconfirmed": True, "transaction": "T-1"}
+
+
+class Host:
+    """A host and the connection to it. `answers` holds what comes back of each run, or an error to raise."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.log = []
+        self.now = 0.0
+        self._shell = SimpleNamespace(tmpdir="/tmp/x")
+
+    def reset(self):
+        self.log.append("reset")
+
+    def execute(self, module_name, module_args, task_vars=None):
+        assert module_name == action.MODULE
+        self.log.append(copy.deepcopy(module_args))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return dict(answer)
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def run(monkeypatch):
+    def run(host, args):
+        task = SimpleNamespace(args=args, check_mode=False, async_val=0, action="transaction")
+        plugin = action.ActionModule(task, host, None, None, None)
+        monkeypatch.setattr(plugin, "_execute_module", host.execute)
+        monkeypatch.setattr(plugin, "_display", SimpleNamespace(warning=lambda text: host.log.append(text)))
+        monkeypatch.setattr(action.time, "sleep", host.sleep)
+        monkeypatch.setattr(action.time, "monotonic", lambda: host.now)
+        return plugin.run(task_vars={})
+
+    return run
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------------
+
+
+def test_contents_that_no_diff_may_show_travel_as_secrets(run):
+    files = [
+        {"dest": "/a", "content": "open"},
+        {"dest": "/b", "content": "hidden-B", "diff": "hide"},
+        {"dest": "/c", "content": "hidden-C", "diff": "redact"},
+        {"dest": "/d", "state": "absent", "diff": "hide"},
+        {"dest": "/e", "content": "shown", "diff": "show"},
+        {"dest": "/f", "content": "", "diff": "hide"},
+    ]
+    args = {"name": "broker", "files": files, "secret_contents": {"/z": "given"}}
+    before = copy.deepcopy(args)
+    host = Host({"changed": True})
+    assert run(host, args) == {"changed": True}
+    (sent,) = host.log
+    assert sent["secret_contents"] == {"/b": "hidden-B", "/c": "hidden-C", "/f": "", "/z": "given"}
+    assert "hidden" not in str(sent["files"])
+    assert sent["files"][0] == {"dest": "/a", "content": "open"}
+    assert sent["files"][4]["content"] == "shown"
+    assert args == before, "the task's own arguments stay as they are, for its next run"
+
+
+# --- confirmation -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_without_confirmation_is_one_run(run):
+    host = Host({"changed": False, "unconfirmed": False})
+    run(host, dict(ARGS))
+    assert len(host.log) == 1
+
+
+def test_a_change_is_confirmed_over_a_new_connection(run):
+    host = Host(OPEN, {"changed": True, "generation": 7})
+    result = run(host, dict(ARGS))
+    assert not result.get("failed")
+    assert (result["unconfirmed"], result["generation"], result["changed"]) == (False, 7, True)
+    assert host.log[1:] == ["reset", {"name": "firewall", "state": "confirmed", "transaction": "T-1"}]
+
+
+def test_a_failed_run_is_not_confirmed(run):
+    host = Host({**OPEN, "failed": True})
+    assert run(host, dict(ARGS))["failed"]
+    assert len(host.log) == 1
+
+
+def undone(identity="T-1"):
+    return {"last": {"id": identity, "result": "undone", "reason": "nobody confirmed"}}
+
+
+def test_a_lost_connection_waits_for_the_undo_and_says_so(run):
+    lost = AnsibleConnectionFailure("connection timed out")
+    host = Host(OPEN, lost, lost, undone("T-0"), undone())
+    result = run(host, dict(ARGS))
+    assert result["failed"]
+    assert result["undone"]
+    assert not result["unconfirmed"]
+    assert not result.get("unreachable")
+    assert "undid it after 60 s" in result["msg"]
+    assert "connection timed out" in result["msg"]
+    assert host.now >= 60
+    assert host.log[-1] == {"name": "firewall", "state": "status"}
+
+
+def test_a_host_that_stays_away_is_unreachable(run):
+    host = Host(OPEN, AnsibleConnectionFailure("no route"))
+    result = run(host, dict(ARGS))
+    assert result["failed"]
+    assert result["unreachable"]
+    assert "no route" in result["msg"]
+    assert 60 + action.GRACE <= host.now <= 60 + action.GRACE + 2
+
+
+def test_a_confirmation_that_came_too_late_is_told_at_once(run):
+    host = Host(OPEN, {"failed": True, "msg": "firewall: transaction T-1 is no longer open"}, undone())
+    result = run(host, dict(ARGS))
+    assert result["failed"]
+    assert result["undone"]
+    assert "no longer open" in result["msg"]
+    assert host.now == 0
+
+
+def test_a_confirmation_whose_answer_was_lost_holds(run):
+    host = Host(OPEN, AnsibleConnectionFailure("broken pipe"), {"last": {"id": "T-1", "result": "committed"}})
+    result = run(host, dict(ARGS))
+    assert not result.get("failed")
+    assert not result["unconfirmed"]
+    assert result["changed"]
+
+
+# --- what the module shows --------------------------------------------------------------------------------------------
+
+CONF = 'auth {\n  allow_anonymous = false\n  password {\n    "sensor" = "%s"\n  }\n}\n'
+
+
+@pytest.mark.parametrize("how", ["show", "redact", "hide"])
+def test_a_diff_never_shows_a_secret(how):
+    change = Change("/c", ["content"], (CONF % "secret-One").encode(), (CONF % "secret-Two").encode())
+    shown = module.difference(change, how)
+    assert shown["before"] != shown["after"], "that something changes is always seen"
+    assert ("secret-" in str(shown)) == (how == "show")
+
+
+def test_a_diff_names_attributes_that_are_set_right():
+    shown = module.difference(Change("/c", ["owner", "mode"], b"same\n", b"same\n"), "show")
+    assert shown["before"] == "same\n"
+    assert "owner and mode set right" in shown["after"]
+
+
+def test_a_diff_of_what_comes_and_goes():
+    assert module.difference(Change("/c", ["state"], None, b"new\n"), "show")["before"] == ""
+    assert module.difference(Change("/c", ["state"], b"old\n", None), "show")["after"] == ""
+
+
+def test_a_diff_of_what_is_no_text_or_does_not_parse_is_possible():
+    change = Change("/c", ["content"], b"\xff\x00", b'auth { password { "a" = "secret-One" }')
+    assert "secret" not in str(module.difference(change, "redact"))

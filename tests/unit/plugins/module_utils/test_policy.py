@@ -1,0 +1,473 @@
+# Copyright: Contributors to the edgesec.nanomq collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""The policy: each rule is broken on purpose and found, alone; what is hardened is silent."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import importlib.util
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy, _schema
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ROOT = pathlib.Path(__file__).parents[4]
+TODAY = datetime.date(2030, 6, 15)
+PASSWORD = "correct horse battery"
+
+CLEAN = {
+    "system": {"daemon": False, "enable_ipc_internal": False},
+    "listeners": {
+        "ssl": {
+            "bind": "0.0.0.0:8883",
+            "keyfile": "/etc/nanomq/pki/1a/key.pem",
+            "certfile": "/etc/nanomq/pki/1a/cert.pem",
+            "cacertfile": "/etc/nanomq/ca/1.pem",
+            "verify_peer": True,
+            "fail_if_no_peer_cert": True,
+        },
+        "wss": {"bind": "127.0.0.1:8086/mqtt"},
+    },
+    "http_server": {
+        "port": 8081,
+        "ip_addr": "127.0.0.1",
+        "max_body": 65536,
+        "auth_type": "jwt",
+        "jwt": {"public": {"keyfile": "/etc/nanomq/jwt/jwt-1a2b3c4d.pub"}},
+    },
+    "auth": {
+        "allow_anonymous": False,
+        "no_match": "deny",
+        "deny_action": "ignore",
+        "password": {"sensor": PASSWORD},
+        "acl": {"rules": [{"permit": "allow", "username": "#", "action": "pubsub", "topics": ["${username}/#"]}]},
+    },
+    "log": {"to": ["console"], "level": "warn"},
+}
+
+
+def changed(changes: dict, base: dict = CLEAN) -> dict:
+    """The base with values put at dotted paths; None takes a key away."""
+    conf = copy.deepcopy(base)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        block = conf
+        for name in parents:
+            block = block.setdefault(name, {})
+        if value is None:
+            block.pop(last, None)
+        else:
+            block[last] = value
+    return conf
+
+
+def acl(**rule) -> dict:
+    return {"auth.acl": {"rules": [rule]}}
+
+
+def basic(**changes) -> dict:
+    """Basic authentication, which the policy only warns of."""
+    values = {"auth_type": "basic", "username": "fleet", "password": PASSWORD, "jwt": None, **changes}
+    return {f"http_server.{name}": value for name, value in values.items()}
+
+
+def ids(conf: dict, version: str = "0.25.6", **context) -> set[str]:
+    return {finding.id for finding in _policy.evaluate_config(conf, version=version, context=context)}
+
+
+BASIC = "NMQ-AUT-006"
+# (rule, changes, what else is wrong then)
+BROKEN = [
+    ("NMQ-NET-001", {"http_server.ip_addr": None}, ()),
+    ("NMQ-NET-001", {"http_server.ip_addr": ""}, ()),
+    ("NMQ-NET-001", {"http_server.ip_addr": "192.0.2.1"}, ()),
+    ("NMQ-NET-001", {"http_server.ip_addr": "[::]"}, ()),
+    ("NMQ-NET-002", {"listeners.wss": None}, ()),
+    ("NMQ-NET-002", {"listeners.wss.bind": "0.0.0.0:8086/mqtt"}, ()),
+    ("NMQ-NET-003", {"http_server.port": "18081"}, ()),
+    ("NMQ-NET-003", {"http_server.port": 83617}, ()),
+    ("NMQ-NET-004", {"http_server.port": 8883}, ()),
+    ("NMQ-NET-004", {"listeners.wss.bind": "127.0.0.1:8081/mqtt"}, ()),
+    ("NMQ-NET-005", {"http_server": None}, ()),
+    ("NMQ-TLS-001", {"listeners.tcp": {"bind": "0.0.0.0:1883"}}, ()),
+    ("NMQ-TLS-001", {"listeners.tcp": {"bind": "0.0.0.0:1883", "enable": False}}, ()),
+    ("NMQ-TLS-001", {"listeners.tcp": {"bind": ":1883"}}, ()),
+    ("NMQ-TLS-001", {"listeners.tcp": {"inner": {"bind": "nmq-tcp://[::]:1883"}}}, ()),
+    ("NMQ-TLS-001", {"listeners": None}, ()),
+    ("NMQ-TLS-002", {"listeners.ws": {"bind": "0.0.0.0:8083/mqtt"}}, ()),
+    ("NMQ-TLS-002", {"listeners.ws": {}}, ()),
+    ("NMQ-TLS-003", {"listeners.ssl.bind": None}, ()),
+    ("NMQ-TLS-003", {"listeners.ssl.keyfile": None}, ()),
+    ("NMQ-TLS-003", {"listeners.ssl.certfile": ""}, ()),
+    ("NMQ-TLS-003", {"listeners.ssl.second": {"bind": "0.0.0.0:8884"}}, ()),
+    ("NMQ-TLS-004", {"listeners.ssl.fail_if_no_peer_cert": False}, ()),
+    ("NMQ-TLS-004", {"listeners.ssl.fail_if_no_peer_cert": None}, ()),
+    ("NMQ-TLS-005", {"listeners.ssl.verify_peer": False}, ()),
+    ("NMQ-TLS-005", {"listeners.ssl.verify_peer": "true"}, ()),
+    ("NMQ-TLS-006", {"listeners.ssl.cacertfile": None}, ()),
+    ("NMQ-TLS-007", {"bridges.mqtt.up.server": "mqtt-tcp://192.0.2.1:1883"}, ()),
+    ("NMQ-TLS-007", {"bridges.nng.pub.up.pub_url": "tcp://192.0.2.1:9000"}, ()),
+    ("NMQ-TLS-007", {"bridges.mqtt.up": {"server": "mqtt-tcp://127.0.0.1:1", "hybrid_servers": ["a:1"]}}, ()),
+    ("NMQ-TLS-008", {"bridges.mqtt.up.server": "tls+mqtt-tcp://192.0.2.1:8883"}, ()),
+    ("NMQ-TLS-009", {"auth.http_auth.auth_req": {"url": "http://192.0.2.1/auth", "method": "POST"}}, ()),
+    ("NMQ-TLS-009", {"auth.http_auth.acl_req": {"url": "http://localhost.example/", "method": "POST"}}, ()),
+    ("NMQ-TLS-010", {"webhook.url": "http://192.0.2.1/hook"}, ()),
+    ("NMQ-TLS-010", {"webhook.url": "http://127.0.0.1@192.0.2.1/hook"}, ()),
+    ("NMQ-TLS-011", {"rules.repub.rules": [{"sql": "x", "server": "mqtt-tcp://192.0.2.1:1883"}]}, ("NMQ-SVC-006",)),
+    ("NMQ-TLS-011", {"rules.mysql.db.conn": {"host": "db.example"}}, ("NMQ-SVC-006",)),
+    ("NMQ-AUT-001", {"auth.allow_anonymous": None}, ()),
+    ("NMQ-AUT-001", {"auth.allow_anonymous": True}, ()),
+    ("NMQ-AUT-001", {"auth.allow_anonymous": "false"}, ()),
+    ("NMQ-AUT-001", {"auth.allow_anonymous": 0}, ()),
+    ("NMQ-AUT-002", {"auth.password": None}, ()),
+    ("NMQ-AUT-002", {"auth.password": {"sensor": 123456789012}}, ()),
+    ("NMQ-AUT-002", {"auth.password": {"enable": True}}, ()),
+    ("NMQ-AUT-003", {"auth.password.enable": False}, ()),
+    ("NMQ-AUT-004", {"auth.password.sensor": "elevenchars"}, ()),
+    ("NMQ-AUT-004", {"auth.password": {"Temperature-01": "temperature-01"}}, ()),
+    ("NMQ-AUT-004", {"auth.password.sensor": "abababababab"}, ()),
+    ("NMQ-AUT-005", {"http_server.auth_type": "no_auth"}, ()),
+    ("NMQ-AUT-006", basic(), ()),
+    ("NMQ-AUT-006", basic(auth_type="JWT"), ()),
+    ("NMQ-AUT-006", basic(auth_type=None), ()),
+    ("NMQ-AUT-007", basic(password="public"), (BASIC,)),
+    ("NMQ-AUT-007", basic(password=None), (BASIC,)),
+    ("NMQ-AUT-007", basic(password=123456789012), (BASIC,)),
+    ("NMQ-AUT-008", basic(password="elevenchars"), (BASIC,)),
+    ("NMQ-AUT-008", basic(username="administrator", password="Administrator"), (BASIC,)),
+    ("NMQ-AUT-009", basic(username="admin"), (BASIC,)),
+    ("NMQ-AUT-009", basic(username=None), (BASIC,)),
+    ("NMQ-AUT-010", {"http_server.jwt": None}, ()),
+    ("NMQ-AUT-011", {"http_server.jwt.private": {"keyfile": "/etc/nanomq/jwt/key.pem"}}, ()),
+    ("NMQ-ACL-001", {"auth.acl": None}, ()),
+    ("NMQ-ACL-001", {"auth.acl.rules": []}, ()),
+    ("NMQ-ACL-002", {"auth.acl.enable": False}, ()),
+    ("NMQ-ACL-003", {"auth.no_match": None}, ()),
+    ("NMQ-ACL-003", {"auth.no_match": "Deny"}, ()),
+    ("NMQ-ACL-004", acl(permit="allow", user="sensor", topics=["a"]), ()),
+    ("NMQ-ACL-005", acl(permit="allow", username="#", topics=["a", "#"]), ()),
+    ("NMQ-ACL-005", acl(permit="allow", username="#"), ()),
+    ("NMQ-ACL-006", acl(permit="allow", username="#", topics=["${clientid}/#"]), ()),
+    ("NMQ-ACL-006", acl(permit="allow", clientid="c1", topics=["a"]), ()),
+    ("NMQ-ACL-007", acl(permit="allow", username="#", topics=["a/%u"]), ()),
+    ("NMQ-ACL-008", acl(permit="deny", ipaddr="10.0.0.0/8"), ()),
+    ("NMQ-ACL-008", acl(permit="deny", ipaddrs=["192.0.2.1"]), ()),
+    ("NMQ-ACL-008", {"auth.acl.rules": [{"permit": "deny", "and": [{"username": "a"}, {"ipaddr": "10.0.0.0/8"}]}]}, ()),
+    ("NMQ-ACL-009", acl(permit="Deny", username="a"), ()),
+    ("NMQ-ACL-009", acl(permit="deny", username="a", action="read"), ()),
+    ("NMQ-SVC-001", {"system.enable_ipc_internal": None}, ()),
+    ("NMQ-SVC-001", {"system": None}, ()),
+    ("NMQ-SVC-001", {"system.enable_ipc_internal": "false"}, ()),
+    ("NMQ-SVC-002", {"log": None}, ()),
+    ("NMQ-SVC-003", {"log.level": "debug"}, ()),
+    ("NMQ-SVC-003", {"log.level": "fatal"}, ()),
+    ("NMQ-SVC-004", {"log.to": ["file"], "log.dir": "/tmp"}, ()),
+    ("NMQ-SVC-004", {"log.to": ["file", "console"]}, ()),
+    ("NMQ-SVC-005", {"plugin.libs": [{"path": "/opt/x.so"}]}, ()),
+    ("NMQ-SVC-006", {"rules.sqlite": {"path": "/var/lib/nanomq/x.db"}}, ()),
+    ("NMQ-SVC-007", {"system.daemon": True}, ()),
+    ("NMQ-SVC-008", {"listeners.ssl.cacertfile": "ca.pem"}, ()),
+    ("NMQ-SVC-008", {"http_server.jwt.public.keyfile": "jwt.pub"}, ()),
+    ("NMQ-SVC-009", {"mqtt.max_packet_size": "256MB"}, ()),
+    ("NMQ-SVC-009", {"http_server.max_body": 10485760}, ()),
+]
+# Known of the context instead of the configuration.
+OF_CONTEXT = {"NMQ-NET-006", "NMQ-VER-001", "NMQ-VER-002", "NMQ-VER-003", "NMQ-VER-004", "NMQ-VER-005"}
+
+
+def test_a_hardened_configuration_has_no_finding():
+    assert _policy.evaluate_config(CLEAN, version="0.25.6", context={"firewall": True}) == []
+
+
+def test_the_hardened_configuration_is_one_that_the_schema_takes():
+    assert _schema.validate(CLEAN, "0.25.6") == []
+
+
+@pytest.mark.parametrize(("rule", "changes", "also"), BROKEN)
+def test_a_broken_rule_is_found_and_no_other(rule, changes, also):
+    assert ids(changed(changes)) == {rule, *also}
+
+
+def test_every_rule_for_configurations_is_broken_by_a_test():
+    asked = {rule.id for rule in _policy.RULES.values() if rule.config}
+    assert asked - {rule for rule, _changes, _also in BROKEN} == OF_CONTEXT
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"listeners.tcp": {"bind": "127.0.0.1:1883"}},
+        {"listeners.tcp": {"bind": "[::1]:1883"}},
+        {"listeners.ws": {"bind": "localhost:8083/mqtt"}},
+        {"http_server.ip_addr": "localhost"},
+        {"http_server.ip_addr": "[::1]"},
+        {"listeners.ssl.verify_peer": False, "listeners.ssl.fail_if_no_peer_cert": False},
+        {"bridges.mqtt.up": {"server": "tls+mqtt-tcp://192.0.2.1:8883", "ssl": {"cacertfile": "/etc/ca.pem"}}},
+        {"bridges.mqtt.up": {"server": "mqtt-tcp://192.0.2.1:1883", "enable": False}},
+        {"bridges.mqtt.up.server": "mqtt-tcp://[::1]:1883"},
+        {"bridges.mqtt.cache.disk_cache_size": 1},
+        {"auth.http_auth.auth_req": {"url": "http://127.0.0.1:9000/a", "method": "POST"}},
+        {"webhook": {"enable": False, "url": "http://192.0.2.1/"}},
+        {"auth.no_match": "allow", "auth.acl.rules": [*CLEAN["auth"]["acl"]["rules"], {"permit": "deny"}]},
+        acl(permit="allow", username="admin-1", topics=["#"]),
+        {"log.to": ["file"], "log.dir": "/var/log/nanomq"},
+        {"mqtt.max_packet_size": "16MB"},
+    ],
+)
+def test_what_is_sound_is_not_reported(changes):
+    assert ids(changed(changes)) == set()
+
+
+def test_a_missing_firewall_is_found_when_the_caller_says_so():
+    assert ids(CLEAN, firewall=False) == {"NMQ-NET-006"}
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("0.22.10", {"NMQ-VER-001", "NMQ-VER-003", "NMQ-VER-004"}),
+        ("0.23.0", {"NMQ-VER-001", "NMQ-VER-003", "NMQ-VER-004"}),
+        ("0.23.1", {"NMQ-VER-003", "NMQ-VER-004"}),
+        ("0.25.5", {"NMQ-VER-002", "NMQ-VER-003", "NMQ-VER-004"}),
+        ("0.25.5-1", {"NMQ-VER-002", "NMQ-VER-003", "NMQ-VER-004"}),
+        ("0.25.6", set()),
+        ("0.25.6-8", set()),
+        ("1.0.0", set()),
+        ("", {"NMQ-VER-005"}),
+        ("latest", {"NMQ-VER-005"}),
+    ],
+)
+def test_versions(version, expected):
+    assert ids(CLEAN, version) == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "advisory", "affected"),
+    [
+        ("0.24.3", "CVE-2025-59946", True),
+        ("0.24.4", "CVE-2025-59946", False),
+        ("0.24.0", "issue 2247", False),
+        ("0.24.1", "issue 2247", True),
+        ("0.25.2", "issue 2247", True),
+        ("0.25.3", "issue 2247", False),
+        ("0.24.7", "CVE-2026-25627", True),
+        ("0.24.8", "CVE-2026-25627", False),
+        ("0.25.5", "issue 2373", True),
+    ],
+)
+def test_advisories_name_the_versions_they_concern(version, advisory, affected):
+    evidence = [e for f in _policy.evaluate_config(CLEAN, version=version) if f.id == "NMQ-VER-003" for e in f.evidence]
+    assert any(item.startswith(f"{advisory}:") for item in evidence) == affected
+
+
+def test_only_a_version_that_cannot_be_hardened_stops_a_deployment():
+    def stopped(version):
+        findings = _policy.evaluate_config(CLEAN, version=version)
+        return [f.id for f in _policy.failing(findings, "high", deployment=True)]
+
+    assert stopped("0.22.10") == ["NMQ-VER-001"]
+    assert stopped("0.25.5") == ["NMQ-VER-002"]
+    assert stopped("0.24.14") == []
+
+
+# --- nothing secret, nothing that crashes -----------------------------------------------------------------------------
+
+
+def test_no_finding_holds_a_value_of_the_configuration():
+    marker = "marker"  # short, so that every password rule has something to say
+    conf: dict = {}
+    for key in _schema.KEYS:
+        # A list stands for each array; the names that users choose are harmless.
+        block: dict | list = conf
+        segments = [segment if segment == "[]" else segment.strip("<>") for segment in _schema.split(key.path)]
+        for name, following in zip(segments, [*segments[1:], None]):
+            # Addresses are evidence, and no secret.
+            value = "192.0.2.9" if key.type == "address" else marker
+            empty = value if following is None else [] if following == "[]" else {}
+            if name == "[]":
+                if not block:
+                    block.append(empty)
+                block = block[0]
+            else:
+                block = block.setdefault(name, empty) if isinstance(block, dict) else block
+    findings = _policy.evaluate_config(conf, version="0.25.6")
+    assert len(findings) > 15
+    assert not [str(finding) for finding in findings if marker in str(finding)]
+
+
+def test_an_url_with_a_password_is_not_quoted():
+    conf = changed(
+        {"bridges.mqtt.up.server": "mqtt-tcp://user:hunter2@192.0.2.1:1883", "webhook.url": "http://a:hunter2@b"}
+    )
+    findings = _policy.evaluate_config(conf, version="0.25.6")
+    assert {"NMQ-TLS-007", "NMQ-TLS-010"} <= {finding.id for finding in findings}
+    assert "hunter2" not in str([finding.as_dict() for finding in findings])
+
+
+_NAMES = sorted({str(segment) for key in _schema.KEYS for segment in _schema.split(key.path) if segment != "[]"})
+_JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["jwt", "0.0.0.0:1"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_NAMES), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(conf=st.dictionaries(st.sampled_from(_NAMES), _JUNK, max_size=6), version=st.text(max_size=6))
+def test_any_configuration_can_be_judged(conf, version):
+    for finding in _policy.evaluate_config(conf, version=version):
+        assert finding.evidence
+        json.dumps(finding.as_dict())
+
+
+# --- waivers ----------------------------------------------------------------------------------------------------------
+
+
+def waived(*waivers: dict) -> dict[str, str]:
+    """{rule: reason} of what is found in a configuration with REST on the network."""
+    findings = _policy.evaluate_config(changed({"http_server.ip_addr": None}), version="0.25.6")
+    return {f.id: f.waived for f in _policy.apply_waivers(findings, list(waivers), TODAY)}
+
+
+@pytest.mark.parametrize("expires", ["2030-06-15", "2031-01-01", TODAY, datetime.datetime(2030, 6, 15, 1)])
+def test_a_waiver_holds_up_to_its_last_day(expires):
+    assert waived({"rule": "NMQ-NET-001", "reason": "a lab", "expires": expires}) == {"NMQ-NET-001": "a lab"}
+
+
+@pytest.mark.parametrize(
+    ("waiver", "trouble"),
+    [
+        ({"rule": "NMQ-NET-001", "reason": "a lab", "expires": "2030-06-14"}, "NMQ-WVR-001"),
+        ({"rule": "NMQ-NET-999", "reason": "a lab", "expires": "2031-01-01"}, "NMQ-WVR-002"),
+        ({"reason": "a lab", "expires": "2031-01-01"}, "NMQ-WVR-002"),
+        ({"rule": "NMQ-WVR-001", "reason": "a lab", "expires": "2031-01-01"}, "NMQ-WVR-002"),
+        ({"rule": "NMQ-NET-001", "reason": " ", "expires": "2031-01-01"}, "NMQ-WVR-003"),
+        ({"rule": "NMQ-NET-001", "expires": "2031-01-01"}, "NMQ-WVR-003"),
+        ({"rule": "NMQ-NET-001", "reason": "a lab"}, "NMQ-WVR-003"),
+        ({"rule": "NMQ-NET-001", "reason": "a lab", "expires": "next year"}, "NMQ-WVR-003"),
+        ("NMQ-NET-001", "NMQ-WVR-002"),
+    ],
+)
+def test_a_waiver_that_is_no_good_waives_nothing_and_is_found(waiver, trouble):
+    assert waived(waiver) == {"NMQ-NET-001": "", trouble: ""}
+
+
+def test_a_waiver_covers_its_own_rule_alone():
+    findings = _policy.evaluate_config(changed({"http_server.ip_addr": None, "auth.acl": None}), version="0.25.6")
+    waiver = {"rule": "NMQ-NET-001", "reason": "a lab", "expires": "2031-01-01"}
+    assert [f.id for f in _policy.failing(_policy.apply_waivers(findings, [waiver], TODAY), "low")] == ["NMQ-ACL-001"]
+
+
+def test_fail_on_is_a_lower_bound():
+    findings = _policy.evaluate_config(
+        changed({"auth.allow_anonymous": True, "auth.acl": None, "system.daemon": True, "log.level": "debug"}),
+        version="0.25.6",
+    )
+    assert [f.severity for f in findings] == ["critical", "high", "medium", "low"]
+    counts = [len(_policy.failing(findings, level)) for level in ("none", "critical", "high", "medium", "low")]
+    assert counts == [0, 1, 2, 3, 4]
+
+
+# --- the catalogue ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", _policy.RULES.values(), ids=lambda rule: rule.id)
+def test_a_rule_says_all_that_it_must(rule):
+    assert re.fullmatch(r"NMQ-(NET|TLS|AUT|ACL|SVC|VER|WVR)-\d{3}", rule.id)
+    assert rule.layer in ("network", "transport", "authentication", "access_control")
+    assert rule.severity in _policy.SEVERITIES
+    assert rule.title
+    assert rule.why.endswith((".", ")"))
+    assert rule.source
+    assert rule.remedy
+
+
+def test_remedies_name_variables_that_the_roles_have():
+    known = {path.parent.parent.name for path in ROOT.glob("roles/*/defaults/main.yml")}
+    for path in ROOT.glob("roles/*/defaults/main.yml"):
+        known |= set(yaml.safe_load(path.read_text()) or {})
+    named = {name for rule in _policy.RULES.values() for name in re.findall(r"nanomq_[a-z0-9_]+", rule.remedy)}
+    assert named - known == set()
+    assert len(named) > 10
+
+
+def test_the_catalogue_in_the_documentation_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("generate_rules", ROOT / "docs/generate_rules.py")
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    assert (ROOT / "docs/rules.md").read_text() == generator.catalogue(), "run docs/generate_rules.py"
+
+
+# --- the action plugin ------------------------------------------------------------------------------------------------
+
+
+def play(tmp_path, *arguments: str, **task) -> subprocess.CompletedProcess:
+    """Run policy_check in a play of its own, as chatty as it gets. The host does not exist: nothing may run on it."""
+    book = [
+        {
+            "hosts": "all",
+            "gather_facts": False,
+            "tasks": [
+                {"edgesec.nanomq.policy_check": task, "register": "r"},
+                {"ansible.builtin.debug": {"var": "r"}},
+            ],
+        }
+    ]
+    path = tmp_path / "play.yml"
+    path.write_text(yaml.safe_dump(book))
+    command = [
+        sys.executable,
+        "-m",
+        "ansible",
+        "playbook",
+        "-i",
+        "nowhere.invalid,",
+        "-vvv",
+        "--diff",
+        *arguments,
+        path,
+    ]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_deployment_is_stopped_with_one_message_that_shows_no_secret(tmp_path):
+    conf = changed({"auth.password.sensor": "hunter2", "auth.allow_anonymuos": True, "http_server.ip_addr": None})
+    done = play(tmp_path, "--check", conf=conf, version="0.25.6")
+    assert done.returncode == 2
+    for expected in (
+        "NMQ-NET-001",
+        "http_server.ip_addr",
+        "NMQ-AUT-004",
+        "auth.password.sensor",
+        "nanomq_broker_users",
+    ):
+        assert expected in done.stdout
+    assert "did you mean auth.allow_anonymous" in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_a_lesser_finding_is_a_warning_and_the_result_holds_no_configuration(tmp_path):
+    waiver = {"rule": "NMQ-NET-001", "reason": "a lab without a network", "expires": "2999-12-31"}
+    conf = changed({**basic(), "http_server.ip_addr": None})
+    done = play(tmp_path, conf=conf, version="0.24.14", waivers=[waiver])
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert "NMQ-AUT-006 (medium)" in output
+    assert "NMQ-VER-004 (high)" in output
+    assert "NMQ-NET-001 (critical) is waived: a lab without a network" in output
+    assert PASSWORD not in output
+    assert '"conf"' not in output
