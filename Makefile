@@ -89,7 +89,7 @@ $(TARBALL): $(CONTENT) | $(VENV)/.demo
 
 $(INSTALLED): $(TARBALL)
 	@rm -rf $(COLLECTIONS).new $(COLLECTIONS).old
-	@ansible-galaxy collection install --offline --no-deps --collections-path $(COLLECTIONS).new $(TARBALL) >/dev/null
+	@ansible-galaxy collection install --force --offline --no-deps --collections-path $(COLLECTIONS).new $(TARBALL) >/dev/null
 	@touch $(COLLECTIONS).new/.installed
 	@if [ -e $(COLLECTIONS) ]; then mv $(COLLECTIONS) $(COLLECTIONS).old; fi
 	@mv $(COLLECTIONS).new $(COLLECTIONS)

@@ -58,12 +58,22 @@ class Play:
         return " ".join(self.output.replace("''", "'").split())
 
 
-def play(playbook: str, *arguments: str, hosts: str = "", timeout: int = 300, **variables) -> Play:
-    """Run a playbook on the scenario's hosts, as an operator would, and count what it costs."""
+def play(
+    playbook: str, *arguments: str, hosts: str = "", interpreter: str = "", timeout: int = 300, **variables
+) -> Play:
+    """Run a playbook on the scenario's hosts, as an operator would, and count what it costs.
+
+    `interpreter` is the Python of the hosts, but not of the controller.
+    """
     counts = pathlib.Path(INVENTORY).parent / f"runs-{time.monotonic_ns()}.jsonl"
     command = ["ansible-playbook", "-i", str(SHARED / "inventory/hosts.yml"), "-i", INVENTORY, playbook, *arguments]
     if hosts:
         command += ["--limit", hosts]
+    if interpreter:
+        extra = pathlib.Path(INVENTORY).parent / "interpreter.json"
+        wanted = {name: {"ansible_python_interpreter": interpreter} for name in broker_names()}
+        extra.write_text(json.dumps({"brokers": {"hosts": wanted}}))
+        command += ["-i", str(extra)]
     if variables:
         command += ["--extra-vars", json.dumps(variables)]
     done = subprocess.run(
@@ -146,6 +156,8 @@ def reboot(host) -> None:
     for _attempt in range(60):
         done = play_command(host.name, "systemctl is-system-running --wait")
         if done.stdout.strip() in ("running", "degraded"):
+            # It has a new hardware address, which the others need not learn by waiting.
+            play_command("outsider", "ip neigh flush all")
             return
         time.sleep(0.5)
     pytest.fail(f"{host.name} does not come back: {done.stdout} {done.stderr}")

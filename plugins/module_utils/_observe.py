@@ -94,18 +94,6 @@ def read(path: str) -> str:
         return handle.read(_SMALL).decode("utf-8", "surrogateescape")
 
 
-def broker_command(words: list[str]) -> list[str]:
-    """A command line from the word ``nanomq`` on, without an interpreter before it; [] where it is no broker's."""
-    words = list(words)
-    if words and re.match(r"(python[0-9.]*|(ba|da)?sh)\Z", os.path.basename(words[0])):
-        del words[0]
-        while words and words[0].startswith("-"):
-            del words[0]
-    if not words or os.path.basename(words[0]) != "nanomq" or words[1:2] in (["reload"], ["stop"]):
-        return []
-    return words
-
-
 def processes(unit: str, proc: str = "/proc") -> list[dict]:
     """The brokers that run, those of the unit first. One with a network of its own is as on another host."""
     if os.geteuid() != 0:
@@ -113,17 +101,12 @@ def processes(unit: str, proc: str = "/proc") -> list[dict]:
     found = []
     for name in sorted((name for name in os.listdir(proc) if name.isdigit()), key=int):
         try:
-            command = broker_command([word for word in read(f"{proc}/{name}/cmdline").split("\0") if word])
-            if command and same_network(proc, name):
+            command = _probes.broker_command(read(f"{proc}/{name}/cmdline").split("\0"))
+            if command and _probes.same_network(proc, name):
                 found.append(process(int(name), command, proc))
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended meanwhile
     return sorted(found, key=lambda item: item["unit"] != unit)
-
-
-def same_network(proc: str, name: str) -> bool:
-    """Whether a process shares this one's network: of others the sockets can neither be seen nor reached from here."""
-    return os.readlink(f"{proc}/{name}/ns/net") == os.readlink(f"{proc}/self/ns/net")
 
 
 def process(pid: int, command: list[str], proc: str = "/proc") -> dict:

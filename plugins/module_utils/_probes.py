@@ -16,6 +16,7 @@ from __future__ import annotations
 import http.client
 import os
 import pwd
+import re
 import secrets
 import socket
 import ssl
@@ -64,19 +65,34 @@ def unit_pids(unit: str) -> set[int]:
     return pids
 
 
+def broker_command(words: list[str]) -> list[str]:
+    """A command line from the word ``nanomq`` on, without an interpreter before it; [] where it is no broker's."""
+    words = [word for word in words if word]
+    if words and re.match(r"(python[0-9.]*|(ba|da)?sh)\Z", os.path.basename(words[0])):
+        del words[0]
+        while words and words[0].startswith("-"):
+            del words[0]
+    if not words or os.path.basename(words[0]) != "nanomq" or words[1:2] in (["reload"], ["stop"]):
+        return []
+    return words
+
+
+def same_network(proc: str, name: str) -> bool:
+    """Whether a process shares this one's network: of others the sockets can neither be seen nor reached from here."""
+    return os.readlink(f"{proc}/{name}/ns/net") == os.readlink(f"{proc}/self/ns/net")
+
+
 def nanomq_pids() -> set[int]:
-    """All processes that run a program named nanomq, started by whomever."""
+    """All brokers that run with this host's network, started by whomever."""
     found = set()
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
+    for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{name}/cmdline", "rb") as handle:
-                words = handle.read().split(b"\0")
+            with open(f"/proc/{name}/cmdline", errors="surrogateescape") as handle:
+                words = handle.read().split("\0")
+            if broker_command(words) and same_network("/proc", name):
+                found.add(int(name))
         except OSError:
-            continue
-        if any(os.path.basename(word) == b"nanomq" for word in words[:2]):
-            found.add(int(name))
+            continue  # it ended meanwhile
     return found
 
 

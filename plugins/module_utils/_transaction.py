@@ -35,7 +35,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 STATE_DIR = "/var/lib/edgesec-nanomq"
 UNIT_DIR = "/etc/systemd/system"
@@ -257,6 +257,20 @@ def _ancestors(path: str) -> Iterator[str]:
 # --- services ---------------------------------------------------------------------------------------------------------
 
 
+def unit_of(path: str, unit_dir: str = UNIT_DIR) -> str:
+    """The unit that a file defines, or adds to from the unit's directory (``.d``); "" where it is no unit's."""
+    for directory in (unit_dir + "/", *_SYSTEMD_DIRS):
+        if path.startswith(directory):
+            name = path[len(directory) :].split("/")[0]
+            return name[: -len(".d")] if name.endswith(".d") else name
+    return ""
+
+
+def _names(service: Service) -> set[str]:
+    """What systemd takes for the name of a service, which may be given without its suffix."""
+    return {service.name, f"{service.name}.service"}
+
+
 def service_state(name: str, call=run) -> dict:
     """{"active": bool, "running": bool, "enabled": bool} of a unit.
 
@@ -460,8 +474,9 @@ def undo(store: Store, record: dict, reason: str, *, boot: bool = False, call=ru
     At `boot` the services are left to the boot itself, which starts them after this.
     """
     troubles: list[str] = []
-    services = record["services"]
     touched = record["phase"] in _SERVICES_TOUCHED
+    # The units of files that go are stopped before the swap.
+    services = [s for s in record["services"] if touched or (s["retired"] and record["phase"] == "swapping")]
 
     def attempt(action: Callable[[], None]) -> None:
         # Everything is tried: one unit that will not stop is no reason to leave the other files changed.
@@ -470,15 +485,14 @@ def undo(store: Store, record: dict, reason: str, *, boot: bool = False, call=ru
         except (TransactionError, OSError) as error:
             troubles.append(str(error))
 
-    if touched:
-        # What did not run before is stopped while its unit is still there to say how.
-        for service in services:
-            if not service["before"]["active"] and not boot:
-                call(["systemctl", "stop", service["name"]])
-            if not service["before"]["enabled"] and service["enabled"]:
-                call(["systemctl", "disable", service["name"]])
-                if boot:  # which has its start in the queue already, and must not be waited for in here
-                    call(["systemctl", "stop", "--no-block", service["name"]])
+    # What did not run before is stopped while its unit is still there to say how.
+    for service in services:
+        if not service["before"]["active"] and not boot:
+            call(["systemctl", "stop", service["name"]])
+        if not service["before"]["enabled"] and service["enabled"]:
+            call(["systemctl", "disable", service["name"]])
+            if boot:  # which has its start in the queue already, and must not be waited for in here
+                call(["systemctl", "stop", "--no-block", service["name"]])
     for item in reversed(record["files"]):
         attempt(lambda item=item: restore_file(item, swapped=record["phase"] != "staging"))
     for path in sorted({os.path.dirname(item["dest"]) for item in record["files"]}):
@@ -487,12 +501,13 @@ def undo(store: Store, record: dict, reason: str, *, boot: bool = False, call=ru
     if record["units"] and record["phase"] != "staging":
         attempt(lambda: systemctl(call, "daemon-reload"))
     files_are_back = not troubles
-    if touched:
-        for service in services:
-            if service["before"]["enabled"] and service["enabled"] is False:
-                attempt(lambda s=service: systemctl(call, "enable", s["name"]))
-            if service["before"]["active"] and not boot:
-                attempt(lambda s=service: _reactivate(call, s))
+    for service in services:
+        if service["before"]["enabled"] and service["enabled"] is False:
+            attempt(lambda s=service: systemctl(call, "enable", s["name"]))
+            if boot:  # whose queue was made without it
+                call(["systemctl", "start", "--no-block", service["name"]])
+        if service["before"]["active"] and not boot:
+            attempt(lambda s=service: _reactivate(call, s))
     for name in _pending(record):
         store.drop_generation(name)
     if troubles:
@@ -744,22 +759,29 @@ class Transaction:
 
     # nothing to change
 
-    def _failing(self) -> list[str]:
-        """What does not hold on the host as it is."""
-        failing = []
+    def _wrong_services(self) -> tuple[list[str], list[Service]]:
+        """What is wrong with the services, in words, and those that run and should not, or should and do not."""
+        failing, wrong = [], []
         for service in self.services:
             state = service_state(service.name, self.call)
-            if service.state == "started" and not state["running"]:
-                failing.append(f"{service.name} is not running")
-            if service.state == "stopped" and state["active"]:
-                failing.append(f"{service.name} is running")
+            down = service.state == "started" and not state["running"]
+            if down or (service.state == "stopped" and state["active"]):
+                failing.append(f"{service.name} is {'not running' if down else 'running'}")
+                wrong.append(service)
             if service.enabled is not None and state["enabled"] != service.enabled:
                 failing.append(f"{service.name} is {'not enabled' if service.enabled else 'enabled'}")
-        return failing or self.probe()
+        return failing, wrong
+
+    def _failing(self) -> list[str]:
+        """What does not hold on the host as it is."""
+        return self._wrong_services()[0] or self.probe()
 
     def _repair(self, check: bool) -> Outcome:
         """The files are right. See that what they promise is true, and set the services right where it is not."""
-        failing = self._failing()
+        failing, wrong = self._wrong_services()
+        if not failing:
+            # Which service it is that breaks a promise is not known.
+            failing, wrong = self.probe(), self.services
         if not failing:
             return self.outcome
         self.outcome.changed = True
@@ -768,7 +790,10 @@ class Transaction:
             return self.outcome
         since = time.time()
         try:
-            self._activate(units=False)
+            self._enable()
+            for service in wrong:
+                # The others run, and a restart would cut their clients.
+                self._activate(service)
             failing = self._failing()
         except TransactionError as error:
             failing = [str(error)]
@@ -836,12 +861,34 @@ class Transaction:
             "phase": "staging",
             "keep": self.keep,
             "confirm_within": self.confirm_within,
-            "units": any(entry.dest.startswith((self.unit_dir + "/", *_SYSTEMD_DIRS)) for entry, _b, _c in changes),
+            "units": any(unit_of(entry.dest, self.unit_dir) for entry, _before, _change in changes),
             "timers": [],
             "files": files,
-            "services": [{**asdict(s), "before": service_state(s.name, self.call)} for s in self.services],
+            "services": [
+                {**asdict(service), "retired": retired, "before": service_state(service.name, self.call)}
+                for retired, services in ((True, self._retiring(changes)), (False, self._taking_up(changes)))
+                for service in services
+            ],
         }
         self.store.save_record(self.record)
+
+    def _taking_up(self, changes: list) -> list[Service]:
+        """The services, and how each takes up these changes: of a unit that changed, a reload heeds next to nothing."""
+        changed = {unit_of(entry.dest, self.unit_dir) for entry, _before, _change in changes}
+        return [
+            replace(service, on_change="restart") if changed & _names(service) else service for service in self.services
+        ]
+
+    def _retiring(self, changes: list) -> list[Service]:
+        """The services whose units go with these changes. A template (``@.``) is no service."""
+        kept = {name for service in self.services for name in _names(service)}
+        gone = []
+        for entry, _before, _change in changes:
+            unit = unit_of(entry.dest, self.unit_dir)
+            defines_it = os.path.basename(entry.dest) == unit
+            if entry.state == "absent" and defines_it and unit not in kept and "@." not in unit:
+                gone.append(Service(unit, state="stopped", enabled=False))
+        return gone
 
     def _phase(self, phase: str) -> None:
         """On the disk first: where that fails, the undo must act on the phase that was reached."""
@@ -928,7 +975,7 @@ class Transaction:
             self._step("stage", lambda: self._stage(changes))
             self._step("validate", lambda: self._run_validate(changes))
             self._step("swap", lambda: self._swap(changes))
-            self._step("activate", self._activate_new)
+            self._step("activate", lambda: self._activate_new(changes))
             self._step("probe", self._run_probe)
             self._step("commit", self._commit)
         except TransactionError as error:
@@ -972,6 +1019,7 @@ class Transaction:
         self.store.save_record(self.record)
         arm(timer, WORK_LIMIT, self.store, self.record["id"], self.call)
         self._phase("swapping")
+        self._retire()
         for (entry, before, _change), item in zip(changes, self.record["files"]):
             if entry.state == "absent":
                 remove(entry.dest)
@@ -984,24 +1032,37 @@ class Transaction:
         for path in {os.path.dirname(entry.dest) for entry, _before, _change in changes}:
             fsync_dir(path)
 
-    def _activate_new(self) -> None:
-        self._phase("activating")
-        self._activate(units=self.record["units"])
+    def _retire(self) -> None:
+        """Stop and disable the services whose units go, while the units are there to say how."""
+        for service in self.record["services"]:
+            if service["retired"] and service["before"]["active"]:
+                systemctl(self.call, "stop", service["name"])
+            if service["retired"] and service["before"]["enabled"]:
+                systemctl(self.call, "disable", service["name"])
 
-    def _activate(self, *, units: bool) -> None:
-        if units:
+    def _activate_new(self, changes: list) -> None:
+        self._phase("activating")
+        if self.record["units"]:
             systemctl(self.call, "daemon-reload")
+        self._enable()
+        for service in self._taking_up(changes):
+            self._activate(service)
+
+    def _enable(self) -> None:
+        """Set right which services start at boot."""
         for service in self.services:
-            if service.enabled is not None:
-                state = service_state(service.name, self.call)
-                if state["enabled"] != service.enabled:
-                    systemctl(self.call, "enable" if service.enabled else "disable", service.name)
-            if service.state == "stopped":
-                systemctl(self.call, "stop", service.name)
-            elif service.on_change == "reload" and service_state(service.name, self.call)["active"]:
-                start(self.call, service.name, "reload")
-            else:
-                start(self.call, service.name, "restart")
+            enabled = service_state(service.name, self.call)["enabled"]
+            if service.enabled is not None and enabled != service.enabled:
+                systemctl(self.call, "enable" if service.enabled else "disable", service.name)
+
+    def _activate(self, service: Service) -> None:
+        """Let a service take up the files."""
+        if service.state == "stopped":
+            systemctl(self.call, "stop", service.name)
+        elif service.on_change == "reload" and service_state(service.name, self.call)["running"]:
+            start(self.call, service.name, "reload")
+        else:
+            start(self.call, service.name, "restart")
 
     def _run_probe(self) -> None:
         self._phase("probing")
@@ -1067,12 +1128,13 @@ def main(argv: list[str] | None = None, *, call=run) -> int:
                 if record is None or (args.id and record["id"] != args.id):
                     continue
                 reason = "the host restarted" if args.boot else "nobody confirmed or finished it in time"
-                print(f"{name}: {recover(store, reason, boot=args.boot, call=call)} ({reason})")
+                done = recover(store, reason, boot=args.boot, call=call)
+                print(f"{name}: {done} ({reason})")  # pylint: disable=ansible-bad-function  # there is no module here
         except (TransactionError, OSError) as error:  # the other transactions are owed their undo all the same
-            print(f"{name}: {error}", file=sys.stderr)
+            print(f"{name}: {error}", file=sys.stderr)  # pylint: disable=ansible-bad-function
             failed = 1
     return failed
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main())  # pylint: disable=ansible-bad-function

@@ -35,7 +35,8 @@ options:
     type: str
   files:
     description:
-      - The whole set. A file that was in the set before and no longer is will be removed.
+      - The whole set. A file that was in the set before and no longer is will be removed. Where it is a unit, that is
+        stopped and disabled before.
     type: list
     elements: dict
     default: []
@@ -108,7 +109,7 @@ options:
         type: bool
         default: true
       on_change:
-        description: How it takes up a changed set.
+        description: How it takes up a changed set. Where its unit is among the changes, it is restarted in any case.
         type: str
         choices: [restart, reload]
         default: restart

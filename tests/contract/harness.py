@@ -171,8 +171,8 @@ class Starter:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 # Line by line: what tells that it has started is else kept back.
-                ["stdbuf", "-oL", *self.kind.command, *map(str, arguments)], cwd=self.directory, env=environment, user=user,
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+                ["stdbuf", "-oL", *self.kind.command, *map(str, arguments)], cwd=self.directory, env=environment,
+                user=user, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         running = Running(process, self.directory, log)
         self.started.append(running)
         return running

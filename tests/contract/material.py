@@ -52,7 +52,7 @@ def certificate(name: str = "localhost", kind: str = "p256", issuer: str = "auth
 
 def _sign(name: str, key: Any, issuer: Pair | None) -> Pair:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     builder = (
         x509.CertificateBuilder().subject_name(subject).public_key(key.public_key())
         .issuer_name(issuer.certificate.subject if issuer else subject).serial_number(x509.random_serial_number())

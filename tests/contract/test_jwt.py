@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import json
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
 from harness import HTTP_PORT, QUIET, TCP, Reply
 from material import make_key, public_pem, token, token_key
 
@@ -23,27 +26,22 @@ def bearer(running, text):
     return running.get("/nodes", f"Bearer {text}")
 
 
+def encode(data):
+    """Base64 as tokens have it."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
 def resigned(**header):
     """A token with a header of choice and a genuine RS256 signature."""
-    import cryptography.hazmat.primitives.asymmetric.padding as padding
-    from cryptography.hazmat.primitives import hashes
-
-    def part(data):
-        return base64.urlsafe_b64encode(data).rstrip(b"=")
-
-    body = token().split(".")[1].encode()
-    signed = part(json.dumps(header).encode()) + b"." + body
-    return (signed + b"." + part(token_key().sign(signed, padding.PKCS1v15(), hashes.SHA256()))).decode()
+    signed = f"{encode(json.dumps(header).encode())}.{token().split('.')[1]}"
+    return f"{signed}.{encode(token_key().sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
 
 
 def hs256_with_the_public_key():
     """The classic confusion of algorithms, which PyJWT itself would refuse to sign."""
-    import hashlib
-    import hmac
-
-    signed = base64.urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').rstrip(b"=").decode() + "." + token().split(".")[1]
-    digest = hmac.digest(public_pem(), signed.encode(), hashlib.sha256)
-    return signed + "." + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    header = encode(b'{"alg":"HS256","typ":"JWT"}')
+    signed = f"{header}.{token().split('.')[1]}"
+    return f"{signed}.{encode(hmac.digest(public_pem(), signed.encode(), 'sha256'))}"
 
 
 def test_what_is_accepted(broker):
@@ -64,7 +62,7 @@ def test_what_is_accepted(broker):
 
 def test_what_is_refused(broker):
     running = start(broker, public_pem())
-    genuine = token()
+    head, _claims, signature = token().split(".")
     refused = {
         "expired 260 s ago": (token(lifetime=-260), 116),
         "no expiry": (token(lifetime=None), 116),
@@ -75,8 +73,8 @@ def test_what_is_refused(broker):
         "HS256 with the public key": (hs256_with_the_public_key(), 103),
         "RS512": (token(algorithm="RS512"), 103),
         "PS256": (token(algorithm="PS256"), 103),
-        "no signature": (genuine.rpartition(".")[0] + ".", 103),
-        "claims of another": (".".join((genuine.split(".")[0], token(extra=1).split(".")[1], genuine.split(".")[2])), 103),
+        "no signature": (f"{token().rpartition('.')[0]}.", 103),
+        "claims of another": (f"{head}.{token(extra=1).split('.')[1]}.{signature}", 103),
         "no token": ("nonsense", 103),
     }
     for name, (text, code) in refused.items():

@@ -25,6 +25,13 @@ def ssl_block(directory, pair=None, *, key=None, lines="", ca=True):
             f'listeners.wss {{ bind = "127.0.0.1:{WSS_PORT}/mqtt" }}\n')
 
 
+def admitted(connect, directory, port=TLS_PORT, pair=None):
+    """Whether a TLS client gets in. The real broker drops one TLS connection in twenty or so, good or not."""
+    transport = "websockets" if port == WSS_PORT else "tcp"
+    return any(connect(port=port, tls=client_context(directory, pair), transport=transport).outcome == "accepted"
+               for _attempt in range(3))
+
+
 TCP_LISTENERS = {
     "switched off, in vain": (f'listeners.tcp {{ bind = "{LOOPBACK_TCP}", enable = false }}', {LOOPBACK_TCP}),
     "no bind": ("listeners.tcp { enable = true }", {"0.0.0.0:1883"}),
@@ -83,8 +90,8 @@ GOOD = {
 def test_keys_that_work(broker, connect, kind, form, lines):
     pair = certificate(kind=kind)
     broker(QUIET + ssl_block(broker.directory, pair, key=private_pem(pair.key, **form), lines=lines))
-    assert connect(port=TLS_PORT, tls=client_context(broker.directory)).outcome == "accepted"
-    assert connect(port=WSS_PORT, tls=client_context(broker.directory), transport="websockets").outcome == "accepted"
+    assert admitted(connect, broker.directory)
+    assert admitted(connect, broker.directory, WSS_PORT)
 
 
 BAD = {
@@ -100,7 +107,7 @@ BAD = {
 def test_bad_material_opens_a_port_that_shakes_no_hand(broker, connect, material):
     running = broker(QUIET + ssl_block(broker.directory, **material()))
     assert f"127.0.0.1:{TLS_PORT}" in running.listens()
-    assert connect(port=TLS_PORT, tls=client_context(broker.directory)).outcome != "accepted"
+    assert not admitted(connect, broker.directory)
 
 
 @pytest.mark.parametrize("name", ["cert.pem", "key.pem"])
@@ -109,7 +116,7 @@ def test_a_missing_file_opens_a_port_that_shakes_no_hand(broker, connect, name):
     (broker.directory / name).unlink()
     running = broker(QUIET + block)
     assert f"127.0.0.1:{TLS_PORT}" in running.listens()
-    assert connect(port=TLS_PORT, tls=client_context(broker.directory)).outcome != "accepted"
+    assert not admitted(connect, broker.directory)
 
 
 # Who gets in: without a certificate, with one of another authority, with a good one.
@@ -122,29 +129,28 @@ MUTUAL = {
 }
 
 
-@pytest.mark.parametrize(("lines", "ca", "admitted"), MUTUAL.values(), ids=MUTUAL)
-def test_client_certificates(broker, connect, lines, ca, admitted):
+@pytest.mark.parametrize(("lines", "ca", "expected"), MUTUAL.values(), ids=MUTUAL)
+@pytest.mark.parametrize("port", [TLS_PORT, WSS_PORT], ids=["tls", "websocket"])
+def test_client_certificates(broker, connect, port, lines, ca, expected):
     broker(QUIET + ssl_block(broker.directory, lines=lines, ca=ca))
     pairs = (None, certificate("evil", issuer="evil authority"), certificate("client"))
-    outcomes = [connect(port=TLS_PORT, tls=client_context(broker.directory, pair)).outcome for pair in pairs]
-    assert [outcome == "accepted" for outcome in outcomes] == list(admitted)
-    outcomes = [connect(port=WSS_PORT, tls=client_context(broker.directory, pair), transport="websockets").outcome
-                for pair in pairs]
-    assert [outcome == "accepted" for outcome in outcomes] == list(admitted), "the websocket inherits it all"
+    assert tuple(admitted(connect, broker.directory, port, pair) for pair in pairs) == expected
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 @pytest.mark.parametrize(("version", "works"), [("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)])
 def test_versions_of_tls(broker, version, works):
     broker(QUIET + ssl_block(broker.directory))
     context = client_context(broker.directory, minimum_version=ssl.TLSVersion[version],
                              maximum_version=ssl.TLSVersion[version])
+    # Else the client itself would refuse the old one.
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     with socket.create_connection(("127.0.0.1", TLS_PORT), 5) as plain:
         if works:
             with context.wrap_socket(plain) as wrapped:
                 assert wrapped.version() == version.replace("_", ".")
         else:
-            with pytest.raises(OSError):
+            with pytest.raises(ssl.SSLError):
                 context.wrap_socket(plain)
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import stat
@@ -63,6 +64,7 @@ def test_an_unknown_option_is_an_error(broker):
 
 def test_a_name_cannot_be_bound_that_is_taken(broker):
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", MQTT_PORT))
         taken.listen()
         assert broker(QUIET + TCP).exit_code() == 1
@@ -80,16 +82,24 @@ def test_an_address_that_is_not_ours_ends_the_start(broker, conf):
     assert broker(QUIET + conf + "\n").exit_code() == 1
 
 
+def catches(pid, number):
+    """Whether a process has a handler for a signal: the broker says that it has started just before."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(re.search("SigCgt:\t([0-9a-f]+)", status).group(1), 16) >> (number - 1) & 1
+
+
 @pytest.mark.parametrize(("number", "code"), [
     (signal.SIGTERM, 0), (signal.SIGINT, 1), (signal.SIGABRT, 1), (signal.SIGILL, 0)], ids=lambda value: str(value))
 def test_exit_code_of_a_signal(broker, number, code):
     running = broker(QUIET + TCP)
+    wait_for(lambda: catches(running.process.pid, number))
     running.process.send_signal(number)
     assert running.exit_code() == code
 
 
 def test_hangup_is_not_a_reload_and_is_ignored(broker, connect):
     running = broker(QUIET + TCP)
+    wait_for(lambda: catches(running.process.pid, signal.SIGHUP))
     for number in (signal.SIGHUP, signal.SIGQUIT):
         running.process.send_signal(number)
     assert connect().outcome == "accepted"

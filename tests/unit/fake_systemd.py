@@ -25,7 +25,7 @@ class Systemd:
     """systemctl, systemd-run and systemd-sysusers, as a `call` of the engine.
 
     A unit is what its file said at the last daemon-reload. Starting, restarting or reloading it takes the current
-    contents of the files it reads into "running".
+    contents of the files it reads into "running"; what a reloaded one was started by stays.
     """
 
     def __init__(self, tree: Path, state: Path):
@@ -141,7 +141,8 @@ class Systemd:
     def _reload(self, data: dict, name: str) -> tuple[int, str]:
         if name not in data["running"]:
             return 1, f"{name} is not active, cannot reload."
-        now = self._now(data, name)
+        # What runs was started by the unit of then.
+        now = {**self._now(data, name), "unit": data["running"][name]["unit"]}
         if any(BROKEN in text for text in now.values()):
             return 1, f"Job for {name} failed."
         data["running"][name] = now
@@ -160,6 +161,8 @@ class Systemd:
         return 0, ""
 
     def _disable(self, data: dict, name: str) -> tuple[int, str]:
+        if not self._file(name):
+            return 1, f"Unit file {name} does not exist."
         data["enabled"] = [other for other in data["enabled"] if other != name]
         return 0, ""
 

@@ -119,7 +119,7 @@ def pid(host) -> str:
 
 def status(host) -> dict[str, str]:
     lines = host.check_output(f"cat /proc/{pid(host)}/status").splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return {key: value.strip() for key, _colon, value in (line.partition(":") for line in lines)}
 
 
 def test_it_runs_without_privileges(broker):

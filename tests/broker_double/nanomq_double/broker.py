@@ -29,6 +29,7 @@ class NanomqPlugin(BaseAuthPlugin, BaseTopicPlugin):
         pass
 
     rules: Any = None
+    sessions: Any = None
 
     async def authenticate(self, *, session: Any) -> bool:
         return acl.may_connect(self.rules, session.username, session.password)
@@ -37,7 +38,21 @@ class NanomqPlugin(BaseAuthPlugin, BaseTopicPlugin):
         if action == Action.RECEIVE:
             return True
         client = acl.Client(session.client_id, session.username, session.remote_address)
-        return acl.may_use(self.rules, client, "publish" if action == Action.PUBLISH else "subscribe", topic)
+        publishes = action == Action.PUBLISH
+        allowed = acl.may_use(self.rules, client, "publish" if publishes else "subscribe", topic)
+        if publishes and not allowed and self.rules.deny_action == "ignore":
+            # The names are the wrong way round: it is `disconnect` that ignores. The acknowledgement goes first.
+            _session, handler = self.sessions[session.client_id]
+            asyncio.get_running_loop().call_later(0.01, lambda: asyncio.ensure_future(_disconnect(handler.writer)))
+        return allowed
+
+
+async def _disconnect(writer: Any) -> None:
+    """Turn a client away as MQTT 5 does, in whatever version it speaks."""
+    if writer is not None:
+        writer.write(bytes((0xE0, 2, 0x80, 0)))
+        await writer.drain()
+        await writer.close()
 
 
 class Broker:
@@ -50,6 +65,7 @@ class Broker:
             "listeners": {"default": {"type": "external", "bind": "none"}},
             "plugins": {f"{__name__}.NanomqPlugin": {}},
         })
+        NanomqPlugin.sessions = self.mqtt.sessions
         self._serve = partial(self.mqtt.external_connected, listener_name="default")
         self._servers: list[Any] = []
 

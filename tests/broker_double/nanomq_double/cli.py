@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -145,14 +146,14 @@ async def _run(config: Config, version: str, argv: list[str], log: _Log) -> None
                           f"http://{config.http_server.ip_addr or '(null)'}:{config.http_server.port}")
     if config.ipc_internal:
         await _serve_ipc(config, version)
-    # Kept back until the next line of the log, unless this is a terminal.
-    print("NanoMQ Broker is started successfully!")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTRAP, signal.SIGFPE):
         loop.add_signal_handler(number, lambda number=number: log.signal(number))
     for number, code in ((signal.SIGINT, 1), (signal.SIGABRT, 1), (signal.SIGILL, 0), (signal.SIGTERM, 0)):
         loop.add_signal_handler(number, lambda number=number, code=code: (log.signal(number), _exit(code)))
-    await asyncio.get_running_loop().create_future()
+    # Kept back until the next line of the log, unless this is a terminal.
+    print("NanoMQ Broker is started successfully!")
+    await loop.create_future()
 
 
 class _Log:
@@ -267,10 +268,8 @@ async def _serve_ipc(config: Config, version: str) -> None:
         writer.write(b"reload succeed!")
         writer.close()
 
-    try:
+    with contextlib.suppress(OSError):
         os.unlink(path)
-    except OSError:
-        pass
     await asyncio.start_unix_server(serve, path)
 
 

@@ -136,7 +136,7 @@ class Rest:
         if not steps:
             return _data(ENDPOINTS)
         name, rest = steps[0], steps[1:]
-        if name == "clients" and len(rest) in (0, 1) or (name == "clients" and len(rest) == 2 and rest[0] == "username"):
+        if name == "clients" and (len(rest) < 2 or (len(rest) == 2 and rest[0] == "username")):
             return self._clients(rest, query)
         if name == "subscriptions" and len(rest) < 2:
             return _data(self._subscriptions(rest[0] if rest else None))
@@ -288,7 +288,8 @@ class Rest:
         return (200, {"code": DISABLED}) if len(steps) == 2 and steps[0] == "rules" else (404, {"code": UNKNOWN})
 
     def _control(self, action: str) -> None:
-        subprocess.Popen([sys.executable, self._command[0], action, *(self._command[2:] if action == "restart" else [])])
+        arguments = self._command[2:] if action == "restart" else []
+        subprocess.Popen([sys.executable, self._command[0], action, *arguments])
 
     def _config_update(self, body: bytes) -> Reply:
         try:
@@ -307,8 +308,8 @@ class Rest:
 
     async def _publish(self, message: dict[str, Any]) -> int:
         """Neither wildcards in the topic nor the QoS are checked."""
-        topics = [message["topic"]] if isinstance(message.get("topic"), str) else str(message.get("topics") or "").split(",")
-        payload, qos = message.get("payload"), message.get("qos", 0)
+        topic, payload, qos = message.get("topic"), message.get("payload"), message.get("qos", 0)
+        topics = [topic] if isinstance(topic, str) else str(message.get("topics") or "").split(",")
         if not any(topics) or not isinstance(payload, str):
             return BAD_PARAMETER
         data = base64.b64decode(payload) if message.get("encoding") == "base64" else payload.encode()
@@ -319,8 +320,9 @@ class Rest:
     async def _publish_batch(self, messages: object) -> Reply:
         if not isinstance(messages, list):
             return 400, {"code": BAD_JSON}
-        return 200, {"data": [{"topic": message.get("topics", message.get("topic")), "code": await self._publish(message)}
-                              for message in messages], "code": 0}
+        results = [{"topic": message.get("topics", message.get("topic")), "code": await self._publish(message)}
+                   for message in messages]
+        return 200, {"data": results, "code": 0}
 
     def _set_sections(self, data: dict[str, Any]) -> None:
         self._set_basic(data.get("basic"))

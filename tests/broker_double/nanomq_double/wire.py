@@ -14,6 +14,8 @@ from amqtt.adapters import ReaderAdapter, StreamWriterAdapter, WebSocketsWriter
 CONNECT, CONNACK, PUBLISH, PUBACK, PUBCOMP, SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK, DISCONNECT = (
     1, 2, 3, 4, 7, 8, 9, 10, 11, 14)
 DENIED = 0x87
+# Of the CONNACK: shared and wildcard subscriptions and their identifiers, no topic alias, packets up to 10 MiB.
+_CAPABILITIES = bytes.fromhex("0e2a01290128012200002700a00000")
 
 
 class Peer:
@@ -78,7 +80,7 @@ class Peer:
 
     def _outgoing5(self, kind: int, head: int, body: bytes) -> bytes:
         if kind == CONNACK:
-            return body + b"\x00"
+            return body + _CAPABILITIES
         if kind == PUBLISH:
             topic, rest = _field(body)
             identifier, rest = (rest[:2], rest[2:]) if head & 0x06 else (b"", rest)

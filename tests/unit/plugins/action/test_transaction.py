@@ -46,7 +46,7 @@ def run(monkeypatch):
         task = SimpleNamespace(args=args, check_mode=False, async_val=0, action="transaction")
         plugin = action.ActionModule(task, host, None, None, None)
         monkeypatch.setattr(plugin, "_execute_module", host.execute)
-        monkeypatch.setattr(plugin, "_display", SimpleNamespace(warning=lambda text: host.log.append(text)))
+        monkeypatch.setattr(plugin, "_display", SimpleNamespace(warning=host.log.append))
         monkeypatch.setattr(action.time, "sleep", host.sleep)
         monkeypatch.setattr(action.time, "monotonic", lambda: host.now)
         return plugin.run(task_vars={})

@@ -34,6 +34,7 @@ def test_templates_find_the_filters_by_name(tmp_path):
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     text, read, shown = json.loads((tmp_path / "out").read_text())

@@ -12,9 +12,9 @@ import time
 
 import pytest
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _hocon, _schema
-from ansible_collections.edgesec.nanomq.tests.unit import strategies
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from strategies import confs, texts
 
 slow = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -114,7 +114,7 @@ def test_nothing_is_written_with_a_problem_in_it():
 
 
 @slow
-@given(strategies.confs())
+@given(confs())
 def test_parse_undoes_emit(conf):
     text = _hocon.emit(conf)
     assert _hocon.parse(text) == conf
@@ -128,7 +128,7 @@ def names(value):
     return [names(item) for item in value] if isinstance(value, list) else type(value).__name__
 
 
-@given(st.text() | strategies.texts, st.sampled_from(("username", "password")))
+@given(st.text() | texts, st.sampled_from(("username", "password")))
 @example('x" auth_type = no_auth zz = "y', "password")
 @example('x"\n auth_type = no_auth\n zz = "y', "password")
 @example("x\\", "password")
@@ -142,7 +142,7 @@ def test_no_value_can_add_a_key(value, key):
         assert _hocon.parse(_hocon.emit(conf)) == conf
 
 
-@given(st.text() | strategies.texts)
+@given(st.text() | texts)
 @example('"')
 @example('x" = "y" enable')
 @example("a.b")
@@ -156,7 +156,7 @@ def test_no_name_can_add_a_key(name):
 
 
 @slow
-@given(strategies.confs(), st.data())
+@given(confs(), st.data())
 def test_no_text_anywhere_can_add_a_key(conf, data):
     spots = list(texts_in(conf))
     assume(spots)
@@ -489,7 +489,7 @@ def swap_secrets(value, mapping, path=()):
 
 
 @slow
-@given(strategies.confs(), strategies.texts)
+@given(confs(), texts)
 def test_what_is_shown_does_not_depend_on_the_secrets(conf, other):
     """Stronger than a search for them: nothing of them is left, not even their length."""
     swapped = swap_secrets(conf, lambda value: other)
@@ -497,7 +497,7 @@ def test_what_is_shown_does_not_depend_on_the_secrets(conf, other):
 
 
 @slow
-@given(strategies.confs(("auth", "http_server", "bridges", "webhook")), strategies.texts)
+@given(confs(("auth", "http_server", "bridges", "webhook")), texts)
 def test_no_secret_is_shown_and_all_are_listed(conf, text):
     used = set()
 

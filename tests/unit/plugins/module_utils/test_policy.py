@@ -55,9 +55,9 @@ CLEAN = {
 }
 
 
-def changed(changes: dict, base: dict = CLEAN) -> dict:
-    """The base with values put at dotted paths; None takes a key away."""
-    conf = copy.deepcopy(base)
+def changed(changes: dict, base: dict | None = None) -> dict:
+    """The base, CLEAN by default, with values put at dotted paths; None takes a key away."""
+    conf = copy.deepcopy(CLEAN if base is None else base)
     for path, value in changes.items():
         *parents, last = path.split(".")
         block = conf

@@ -309,9 +309,14 @@ def declared(username, password):
     return (username, password) == ("sensor", "right-Password")
 
 
-def ask_mqtt(authority, pair, port, *, mtls=False, credentials=CREDENTIALS, ca=None):
+def ask_mqtt(authority, pair, port, *, mtls=False, credentials=None, ca=None):
     return probes.probe_mqtt(
-        port=port, ca=ca or authority.path, certificate=pair[0], key=pair[1], mtls=mtls, credentials=credentials
+        port=port,
+        ca=ca or authority.path,
+        certificate=pair[0],
+        key=pair[1],
+        mtls=mtls,
+        credentials=CREDENTIALS if credentials is None else credentials,
     )
 
 
@@ -547,6 +552,31 @@ def test_a_broker_is_found_by_the_name_of_its_program():
     assert child.pid not in probes.nanomq_pids()
 
 
+@contextlib.contextmanager
+def running(*argv, prefix=()):
+    """A process with this command line, perhaps started through another program. Gives its pid."""
+    command = [*prefix, "bash", "-c", 'name=$1; shift; exec -a "$name" /bin/sleep "$@"', "bash", *argv]
+    with subprocess.Popen(command) as child:
+        try:
+            deadline = time.monotonic() + 5
+            while not Path(f"/proc/{child.pid}/cmdline").read_bytes().startswith(f"{argv[0]}\0".encode()):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield child.pid
+        finally:
+            child.kill()
+
+
+def test_a_program_that_only_mentions_the_name_is_no_broker():
+    with running("vim", "60", "0") as vim, running("nanomq_cli", "60") as client, running("nanomq", "60") as broker:
+        assert {vim, client, broker} & probes.nanomq_pids() == {broker}
+
+
+def test_a_broker_with_a_network_of_its_own_is_as_on_another_host():
+    with running("nanomq", "60", prefix=("unshare", "--net")) as apart, running("nanomq", "60") as here:
+        assert {apart, here} & probes.nanomq_pids() == {here}
+
+
 def status_of(monkeypatch, *argv):
     with subprocess.Popen([*argv, "sleep", "60"]) as child:
         try:
@@ -628,7 +658,7 @@ RULES = "table inet edgesec_test {\n  chain in {\n    tcp dport 8081 drop\n  }\n
 def test_the_table_in_the_kernel_is_compared_with_the_file(tmp_path, commands, said):
     """In a network namespace of its own: the machine's rules are none of ours."""
     # Not below /tmp, which the namespace has anew.
-    path = f"/var/tmp/edgesec-test-{os.getpid()}.nft"
+    path = f"/var/tmp/test-of-probes-{os.getpid()}.nft"
     with open(path, "w") as handle:
         handle.write(RULES)
 

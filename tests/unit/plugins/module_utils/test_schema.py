@@ -6,9 +6,9 @@ import copy
 
 import pytest
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _schema
-from ansible_collections.edgesec.nanomq.tests.unit import strategies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from strategies import confs, legal_keys, texts
 
 
 def at(path: str, value) -> dict:
@@ -327,19 +327,19 @@ def test_split_undoes_join(segments):
 
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | strategies.texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(strategies.texts | st.integers(), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | st.integers(), inner, max_size=3),
     max_leaves=8,
 )
 
 
-@given(strategies.legal_keys(), anything)
+@given(legal_keys(), anything)
 def test_no_value_makes_it_raise(key, value):
     conf = at(key.path.replace("<", "").replace(">", ""), value)
     assert all(isinstance(problem.message, str) for problem in _schema.validate(conf))
 
 
-@given(strategies.legal_keys(), st.text(st.characters(categories=("L", "N")), min_size=8), st.booleans())
+@given(legal_keys(), st.text(st.characters(categories=("L", "N")), min_size=8), st.booleans())
 def test_no_message_holds_a_value(key, marker, broken):
     value = marker + ("\\" if broken else "")
     conf = at(key.path.replace("<", "").replace(">", ""), value)
@@ -348,6 +348,6 @@ def test_no_message_holds_a_value(key, marker, broken):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(strategies.confs())
+@given(confs())
 def test_what_the_strategy_draws_is_legal(conf):
     assert messages(conf, version="0.25.6") == []

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import errno
 import fcntl
+import functools
 import importlib
 import json
 import os
@@ -130,7 +131,7 @@ def test_a_second_run_changes_nothing_and_only_looks(world):
         ("etc/conf", lambda p: os.chmod(p, 0o4640), ["mode"]),
         ("etc/conf", lambda p: os.chown(p, 1, -1), ["owner"]),
         ("etc/conf", lambda p: os.chown(p, -1, 0), ["group"]),
-        ("etc/conf", lambda p: os.unlink(p), ["state"]),
+        ("etc/conf", os.unlink, ["state"]),
         ("etc/conf", lambda p: (os.rename(p, p + ".x"), os.symlink(p + ".x", p)), ["state"]),
         ("etc/dir", lambda p: os.chmod(p, 0o755), ["mode"]),
         ("etc/dir", lambda p: os.chown(p, 1, 1), ["owner", "group"]),
@@ -198,6 +199,63 @@ def test_a_reload_is_a_reload_where_the_unit_runs(world):
     assert ["systemctl", "reload", "svc.service"] in world.systemd.calls
     assert ["systemctl", "restart", "svc.service"] not in world.systemd.calls
     assert world.systemd.running["svc.service"]["etc/conf"] == "two"
+
+
+@pytest.mark.parametrize("name", ["svc.service", "svc"])
+@pytest.mark.parametrize("changed", ["units/svc.service", "units/svc.service.d/local.conf"])
+def test_a_changed_unit_is_a_restart_where_a_changed_file_is_a_reload(world, name, changed):
+    (world.fs / "units" / "svc.service.d").mkdir()
+    service = Service(name, on_change="reload")
+    world.systemd = aliased(world.systemd)
+    world.apply([world.file("etc/conf", "one"), world.file(changed, "etc/conf")], [service])
+    world.systemd.calls.clear()
+    world.apply([world.file("etc/conf", "one"), world.file(changed, "etc/conf v2")], [service])
+    assert ["systemctl", "restart", name] in world.systemd.calls
+    assert ["systemctl", "reload", name] not in world.systemd.calls
+
+
+def aliased(systemd):
+    """A systemd that knows a service without its suffix too."""
+
+    def call(argv, **how):
+        call.calls.append(list(argv))
+        return systemd([f"{word}.service" if word == "svc" else word for word in argv], **how)
+
+    call.calls = []
+    return call
+
+
+def test_a_unit_that_is_wanted_no_longer_is_stopped_and_disabled_before_it_goes(world):
+    entries = [world.file("etc/conf", "one"), world.file("units/extra.service", "etc/conf")]
+    world.apply(entries, [SVC, Service("extra.service")])
+    assert "extra.service" in world.systemd.running
+    world.systemd.calls.clear()
+    world.apply(entries[:1], [SVC])
+    assert set(world.systemd.running) == {"svc.service"}
+    assert world.systemd.enabled == ["svc.service"]
+    assert "units/extra.service" not in world.files()
+    assert world.systemd(["systemctl", "restart", "extra.service"])[0] == 5
+    # Without changes of its own: a unit that is gone is not looked at again.
+    assert not world.apply(entries[:1], [SVC]).changed
+
+
+def test_a_unit_that_goes_while_its_service_is_wanted_is_left_to_the_service(world):
+    entries = [world.file("etc/conf", "one"), world.file("units/svc.service.d", "etc/conf")]
+    world.apply(entries, [SVC])
+    before = world.snapshot()
+    world.systemd.calls.clear()
+    world.apply(entries[:1], [SVC])
+    assert ["systemctl", "stop", "svc.service"] not in world.systemd.calls
+    assert (world.systemd.running, world.systemd.enabled) == (before["running"], before["enabled"])
+
+
+def test_a_template_that_goes_is_no_service_to_stop(world):
+    entries = [world.file("etc/conf", "one"), world.file("units/extra@.service", "etc/conf")]
+    world.apply(entries, [SVC])
+    world.systemd.calls.clear()
+    world.apply(entries[:1], [SVC])
+    assert "units/extra@.service" not in world.files()
+    assert not [call for call in world.systemd.calls if "extra@.service" in call]
 
 
 def test_a_service_that_is_to_be_stopped_is_stopped_and_disabled(world):
@@ -472,13 +530,42 @@ def test_a_new_unit_is_stopped_and_disabled_and_gone_after_an_undo(world):
     assert world.systemd(["systemctl", "restart", "extra.service"])[0] == 5
 
 
-def test_a_changed_unit_runs_as_before_after_an_undo(world):
+@pytest.mark.parametrize("on_change", ["restart", "reload"])
+def test_a_changed_unit_runs_as_before_after_an_undo(world, on_change):
+    service = Service("svc.service", on_change=on_change)
     entries = [world.file("etc/conf", "one"), world.file("units/svc.service", "etc/conf")]
-    world.apply(entries, [SVC])
+    world.apply(entries, [service])
     before = world.snapshot()
     with pytest.raises(TransactionError):
-        world.apply([entries[0], world.file("units/svc.service", "etc/conf v2")], [SVC], probe=lambda: ["no"])
+        world.apply([entries[0], world.file("units/svc.service", "etc/conf v2")], [service], probe=lambda: ["no"])
     assert world.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    ("found", "runs"),
+    [({}, True), ({"running": {}}, False), ({"enabled": [engine.RECOVERY_UNIT, "svc.service"]}, True)],
+)
+@pytest.mark.parametrize("cause", ["probe", "stop extra.service", "disable extra.service"])
+def test_a_unit_that_went_is_as_it_was_after_an_undo(world, found, runs, cause):
+    entries = [world.file("etc/conf", "one"), world.file("units/extra.service", "etc/conf")]
+    world.apply(entries, [SVC, Service("extra.service")])
+    world.systemd.change(**found)
+    before, seen = world.snapshot(), []
+    world.systemd.deny(cause)
+
+    def probe():
+        seen.append("extra.service" in world.systemd.running)
+        return ["no"]
+
+    with pytest.raises(TransactionError) as caught:
+        world.apply(entries[:1], [SVC], probe=probe)
+    assert caught.value.undone
+    assert not any(seen)
+    assert seen or cause != "probe"
+    after = world.snapshot()
+    assert after["files"] == before["files"]
+    assert after["enabled"] == before["enabled"]
+    assert ("extra.service" in after["running"]) == runs
 
 
 def test_a_service_that_was_stopped_and_disabled_is_so_again(world):
@@ -577,12 +664,44 @@ def test_a_service_found_down_is_set_right(world, found, said):
     assert not world.apply(typical(world), [SVC]).changed
 
 
-def test_a_probe_that_fails_restarts_the_service_once(world):
-    world.apply(typical(world), [SVC])
+def restarted(world):
+    return [call[2] for call in world.systemd.calls if call[:2] == ["systemctl", "restart"]]
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A host with two services, and both."""
+    world = World(tmp_path / "pair", {"svc.service": "etc/conf", "other.service": "etc/conf"})
+    services = [SVC, Service("other.service")]
+    world.apply(typical(world), services)
+    world.systemd.calls.clear()
+    return world, services
+
+
+def test_a_service_found_down_is_started_and_the_others_run_on(pair):
+    world, services = pair
+    running = world.systemd.running
+    world.systemd.change(running={"svc.service": running["svc.service"]})
+    assert world.apply(typical(world), services).repaired == ["other.service is not running"]
+    assert restarted(world) == ["other.service"]
+    assert world.systemd.running == running
+
+
+def test_a_service_that_is_not_enabled_is_enabled_and_runs_on(pair):
+    world, services = pair
+    world.systemd.change(enabled=[engine.RECOVERY_UNIT, "svc.service"])
+    assert world.apply(typical(world), services).repaired == ["other.service is not enabled"]
+    assert world.systemd.enabled == ["other.service", "svc.service"]
+    assert restarted(world) == []
+
+
+def test_a_probe_that_fails_restarts_all_services_once(pair):
+    world, services = pair
     answers = [["wrong certificate"], []]
-    outcome = world.apply(typical(world), [SVC], probe=lambda: answers.pop(0))
+    outcome = world.apply(typical(world), services, probe=lambda: answers.pop(0))
     assert outcome.repaired == ["wrong certificate"]
     assert answers == []
+    assert restarted(world) == ["svc.service", "other.service"]
 
 
 def test_a_repair_that_does_not_help_is_an_error_with_the_journal(world):
@@ -678,6 +797,18 @@ def test_a_host_that_restarts_before_the_confirmation_comes_up_as_before(world):
     world.systemd.boot()
     assert world.snapshot() == before
     assert world.store.last()["reason"] == "the host restarted"
+
+
+def test_a_host_that_restarts_starts_what_the_change_had_disabled(world):
+    """The queue of the boot was made before the recovery enabled it again."""
+    world.apply([world.file("etc/conf", "one")], [SVC])
+    stopped = Service("svc.service", state="stopped", enabled=False)
+    world.apply([world.file("etc/conf", "two")], [stopped], confirm_within=60)
+    world.systemd.power_cut()
+    assert world.recover("--boot") == 0
+    assert world.systemd.enabled == ["svc.service"]
+    assert ["systemctl", "start", "--no-block", "svc.service"] in world.systemd.calls
+    assert world.systemd.running["svc.service"]["etc/conf"] == "one"
 
 
 def test_the_next_run_undoes_what_was_not_confirmed_and_says_so(world):
@@ -796,14 +927,14 @@ def test_a_disk_that_is_full_at_any_write(tmp_path, monkeypatch, virgin, stays_f
             world.apply(typical(world), [SVC])
         old, count = world.snapshot(), []
 
-        def full(fd, data, count=count, n=n):
+        def full(fd, data, *, count, n):
             count.append(fd)
             if len(count) == n or (stays_full and len(count) > n):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return write(fd, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(os, "write", full)
+            patch.setattr(os, "write", functools.partial(full, count=count, n=n))
             failed = None
             try:
                 world.apply(changed_set(world), services)

@@ -102,7 +102,7 @@ def die_at(world: World, n: int, when: str, action) -> list[str] | None:
 
 UNITS = {"svc.service": "etc/conf etc/new etc/link", "fw.service": "etc/fw"}
 SVC, FW = Service("svc.service"), Service("fw.service", on_change="reload")
-EXTRA = Service("extra.service")
+EXTRA, OLD = Service("extra.service"), Service("old.service")
 
 
 def old_set(world):
@@ -113,6 +113,7 @@ def old_set(world):
         world.link("etc/link", "conf"),
         world.file("etc/fw", "old"),
         world.file("units/svc.service", UNITS["svc.service"]),
+        world.file("units/old.service", "etc/gone"),
     ]
 
 
@@ -148,7 +149,7 @@ class Case:
     def host(self) -> World:
         shutil.rmtree(self.root, ignore_errors=True)
         world = World(self.root, UNITS)
-        world.apply(old_set(world), [SVC, FW])
+        world.apply(old_set(world), [SVC, FW, OLD])
         return world
 
     def apply_new(self, world, call=None):
@@ -384,9 +385,13 @@ def service(wanted):
     return Service("svc.service", wanted["state"], wanted["enabled"], wanted["on_change"])
 
 
+def refuse(staged):
+    raise TransactionError("refused")
+
+
 FATES = {
     "holds": {},
-    "refused": {"validate": lambda staged: (_ for _ in ()).throw(TransactionError("refused"))},
+    "refused": {"validate": refuse},
     "fails": {"probe": lambda: ["fails"]},
 }
 

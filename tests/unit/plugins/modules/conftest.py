@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -16,10 +17,9 @@ import pytest
 from ansible.errors import AnsibleError
 from ansible.module_utils import _internal, basic
 
-# Imported here, and so but once: a module then starts in a few milliseconds.
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority  # noqa: F401
-
 COLLECTION = "ansible_collections.edgesec.nanomq.plugins"
+# Imported here, and so but once: a module then starts in a few milliseconds.
+importlib.import_module(f"{COLLECTION}.module_utils._authority")
 
 
 def run(name: str, options: dict[str, Any], *, check: bool = False) -> dict[str, Any]:

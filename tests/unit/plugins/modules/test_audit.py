@@ -17,7 +17,7 @@ import threading
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.edgesec.nanomq.plugins.action.audit_report import table
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _observe, _policy
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _observe, _policy, _probes
 from ansible_collections.edgesec.nanomq.plugins.modules import audit
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -302,7 +302,7 @@ def test_a_missing_configuration_is_judged_as_the_defaults_that_the_broker_would
     ],
 )
 def test_which_command_lines_are_brokers(line, expected):
-    assert " ".join(_observe.broker_command(line.split())) == expected
+    assert " ".join(_probes.broker_command(line.split())) == expected
 
 
 @pytest.mark.parametrize(
