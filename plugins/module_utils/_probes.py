@@ -26,6 +26,8 @@ import time
 from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import run
 
 TIMEOUT = 3.0
+#: How often a login is tried before it counts as refused.
+TRIES = 3
 #: How long a service that was just started may take until everything holds.
 PATIENCE = 12.0
 
@@ -279,8 +281,14 @@ def probe_mqtt(
     except (OSError, ValueError) as error:
         return [f"{where}: the certificate, key or CA cannot be used: {error}"]
 
-    def connect(**options) -> tuple[str, bytes]:
-        return mqtt_connect(address, port, tls_context=options.pop("context", context), **options)
+    def connect(tries: int = TRIES, **options) -> tuple[str, bytes]:
+        """Log in until it is let in: the broker drops some connections for no reason, so one refusal proves little."""
+        options.setdefault("tls_context", context)
+        for _try in range(tries):
+            outcome, certificate_served = mqtt_connect(address, port, **options)
+            if outcome == "accepted":
+                break
+        return outcome, certificate_served
 
     outcome, served = connect()
     if outcome in ("closed port", "no handshake"):
@@ -297,7 +305,7 @@ def probe_mqtt(
         failing.append(f"{where}: a client with made-up credentials was not refused: {outcome}")
     if mtls:
         outcome, _served_now = connect(
-            context=client_context(ca),
+            tls_context=client_context(ca),
             username=credentials.get("mqtt_username"),
             password=credentials.get("mqtt_password"),
         )

@@ -34,7 +34,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
 
 STATE_DIR = "/var/lib/edgesec-nanomq"
@@ -225,15 +225,18 @@ def _ids(entry: Entry) -> tuple[int, int] | None:
         return None
 
 
-def check_parents(dest: str) -> None:
-    """Refuse a path below a directory that somebody other than root could rearrange under our hands."""
+def check_parents(dest: str, managed: Collection[str] = ()) -> None:
+    """Refuse a path below a directory that somebody other than root could rearrange under our hands.
+
+    The `managed` directories are excepted: they belong to the set, which puts them right before it uses them.
+    """
     parent = os.path.dirname(dest)
     # By name, for whoever could exchange a link on the way, and where it really lies.
     for path in dict.fromkeys([*_ancestors(parent), *_ancestors(os.path.realpath(parent))]):
         found = None
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             found = os.stat(path)
-        if found is not None:
+        if found is not None and (path not in managed or lookup(path)["kind"] != "directory"):
             if not stat.S_ISDIR(found.st_mode):
                 raise TransactionError(f"{dest}: {path} is not a directory", step="compare")
             writable = stat.S_IMODE(found.st_mode) & 0o022 and not found.st_mode & stat.S_ISVTX
@@ -705,8 +708,9 @@ class Transaction:
 
     def _compare(self) -> list[tuple[Entry, dict, Change]]:
         changes = []
+        managed = {entry.dest for entry in self.entries if entry.state == "directory"}
         for entry in self.entries + self._orphans():
-            check_parents(entry.dest)
+            check_parents(entry.dest, managed)
             before = lookup(entry.dest)
             if before["kind"] not in _REPLACEABLE[entry.state]:
                 raise TransactionError(
@@ -911,8 +915,8 @@ class Transaction:
                 raise TransactionError(
                     f"{entry.dest}: no such owner or group: {entry.owner}:{entry.group}", step="stage"
                 )
-            if entry.state == "directory" and before["kind"] == "absent":
-                self._make_directory(entry, ids)
+            if entry.state == "directory":
+                self._set_directory(entry, ids, before)
             elif entry.state == "file":
                 write_new(item["staged"], entry.content, mode=entry.mode, uid=ids[0], gid=ids[1])
             elif entry.state == "link":
@@ -927,8 +931,10 @@ class Transaction:
         self._stage_generation(changes)
 
     @staticmethod
-    def _make_directory(entry: Entry, ids: tuple[int, int]) -> None:
-        os.mkdir(entry.dest, 0o700)
+    def _set_directory(entry: Entry, ids: tuple[int, int], before: dict) -> None:
+        """Make a directory, or set its owner and mode right: before anything is staged in it."""
+        if before["kind"] == "absent":
+            os.mkdir(entry.dest, 0o700)
         os.chown(entry.dest, *ids)
         os.chmod(entry.dest, entry.mode)
         fsync_dir(os.path.dirname(entry.dest))
@@ -1020,14 +1026,10 @@ class Transaction:
         arm(timer, WORK_LIMIT, self.store, self.record["id"], self.call)
         self._phase("swapping")
         self._retire()
-        for (entry, before, _change), item in zip(changes, self.record["files"]):
+        for (entry, _before, _change), item in zip(changes, self.record["files"]):
             if entry.state == "absent":
                 remove(entry.dest)
-            elif entry.state == "directory":
-                if before["kind"] == "directory":
-                    os.chown(entry.dest, *_ids(entry))
-                    os.chmod(entry.dest, entry.mode)
-            elif lookup(item["staged"])["kind"] != "absent":
+            elif entry.state != "directory" and lookup(item["staged"])["kind"] != "absent":
                 os.rename(item["staged"], entry.dest)
         for path in {os.path.dirname(entry.dest) for entry, _before, _change in changes}:
             fsync_dir(path)

@@ -107,10 +107,13 @@ class Systemd:
         return 0, f"ActiveState={active}\nUnitFileState={file_state}"
 
     def _file(self, name: str) -> bool:
-        return (self.tree / "units" / name).is_file()
+        return any((self.tree / directory / name).is_file() for directory in ("vendor", "units"))
 
     def _daemon_reload(self, data: dict) -> tuple[int, str]:
-        files = sorted((self.tree / "units").glob("*.service"))
+        # A unit of the administrator's comes before one of a package.
+        files = [
+            path for directory in ("vendor", "units") for path in sorted((self.tree / directory).glob("*.service"))
+        ]
         data["units"] = {path.name: path.read_text() for path in files}
         return 0, ""
 

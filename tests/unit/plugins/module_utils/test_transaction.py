@@ -239,14 +239,17 @@ def test_a_unit_that_is_wanted_no_longer_is_stopped_and_disabled_before_it_goes(
     assert not world.apply(entries[:1], [SVC]).changed
 
 
-def test_a_unit_that_goes_while_its_service_is_wanted_is_left_to_the_service(world):
-    entries = [world.file("etc/conf", "one"), world.file("units/svc.service.d", "etc/conf")]
+def test_a_unit_that_goes_while_its_service_is_wanted_gives_way_to_that_of_the_package(world):
+    (world.fs / "vendor").mkdir()
+    (world.fs / "vendor" / "svc.service").write_text("etc/conf vendor")
+    entries = [world.file("etc/conf", "one"), world.file("units/svc.service", "etc/conf")]
     world.apply(entries, [SVC])
-    before = world.snapshot()
     world.systemd.calls.clear()
     world.apply(entries[:1], [SVC])
+    assert world.systemd.running["svc.service"]["unit"] == "etc/conf vendor"
+    assert world.systemd.enabled == ["svc.service"]
     assert ["systemctl", "stop", "svc.service"] not in world.systemd.calls
-    assert (world.systemd.running, world.systemd.enabled) == (before["running"], before["enabled"])
+    assert ["systemctl", "disable", "svc.service"] not in world.systemd.calls
 
 
 def test_a_template_that_goes_is_no_service_to_stop(world):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import os
 import shutil
 import stat
@@ -254,15 +255,30 @@ def test_what_the_file_does_not_say_is_not_compared():
 
 @pytest.fixture(scope="module")
 def broker(place):
-    """A NanoMQ if there is one (NANOMQ_BINARY or on the path), else its double, which this Python runs."""
+    """A NanoMQ if there is one (NANOMQ_BINARY or on the path), else its double."""
     real = os.environ.get("NANOMQ_BINARY") or shutil.which("nanomq")
     if real:
         return real, "nobody"
-    program = place / "nanomq"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{DOUBLE}" "$@"\n')
-    program.chmod(0o755)
     # Not everybody may be able to read the Python that runs the tests.
-    return str(program), "root"
+    return str(install_double(place)), "root"
+
+
+def install_double(place):
+    """The double as its package installs it: the checkout may lie below /tmp, which the namespace has anew."""
+    library = place / "lib" / "nanomq-double"
+    sources = [DOUBLE.parent / "nanomq_double"]
+    for name in ("amqtt", "dacite", "six", "transitions", "typing_extensions", "websockets", "yaml"):
+        origin = Path(importlib.util.find_spec(name).origin)
+        sources.append(origin.parent if origin.name == "__init__.py" else origin)
+    for source in sources:
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, library / source.name)
+    (place / "bin").mkdir()
+    shutil.copy(DOUBLE, place / "bin" / "nanomq")
+    program = place / "nanomq"
+    program.write_text(f'#!/bin/sh\nexec "{Path(sys.executable).resolve()}" "{place}/bin/nanomq" "$@"\n')
+    program.chmod(0o755)
+    return program
 
 
 CONF = """\
