@@ -3,6 +3,7 @@
 A difference between the two is a bug of the double. The tests run in their own network and mount namespace with a
 /tmp of their own, so that default ports and paths can be used as they are, and nothing of this machine is touched.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -36,8 +37,13 @@ def _namespace(tmp_path_factory: pytest.TempPathFactory) -> None:
         Path("/proc/self/uid_map").write_text(f"0 {user} 1", encoding="ascii")
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    keep = [tmp_path_factory.getbasetemp(), Path(__file__).parent, Path(sys.prefix), Path(sys.base_prefix),
-            *(Path(kind.command[0]).resolve().parent for kind in BROKERS[1:])]
+    keep = [
+        tmp_path_factory.getbasetemp(),
+        Path(__file__).parent,
+        Path(sys.prefix),
+        Path(sys.base_prefix),
+        *(Path(kind.command[0]).resolve().parent for kind in BROKERS[1:]),
+    ]
     _private_tmp({**{path: path for path in keep if path.is_relative_to("/tmp")}, **SHOWN})
 
 

@@ -1,4 +1,5 @@
 """What the contract tests share: starting brokers, asking them, and looking at what they do."""
+
 from __future__ import annotations
 
 import base64
@@ -51,8 +52,12 @@ class Kind:
 def find_brokers() -> list[Kind]:
     """The double first, then a real one if there is any."""
     double, python, libraries = SHOWN
-    environment = {"PYTHONPATH": str(libraries), "LD_LIBRARY_PATH": str(python / "lib"),
-                   "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        "PYTHONPATH": str(libraries),
+        "LD_LIBRARY_PATH": str(python / "lib"),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     shown = (str(python / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"), str(double / "nanomq"))
     found = [Kind("double", shown, _version((sys.executable, str(DOUBLE / "nanomq"))), environment)]
     binary = os.environ.get("NANOMQ_BINARY") or shutil.which("nanomq")
@@ -117,8 +122,17 @@ class Running:
         return self.get(f"/configuration/{name}", auth).body["data"][name]
 
 
-def request(method: str, path: str, auth: tuple[str, str] | str | None = None, *, body: str | bytes | None = None,
-            port: int = HTTP_PORT, host: str = "127.0.0.1", root: str = "/api/v4", **headers: str) -> Reply:
+def request(
+    method: str,
+    path: str,
+    auth: tuple[str, str] | str | None = None,
+    *,
+    body: str | bytes | None = None,
+    port: int = HTTP_PORT,
+    host: str = "127.0.0.1",
+    root: str = "/api/v4",
+    **headers: str,
+) -> Reply:
     """One REST call; `auth` is a pair for Basic, else the whole header."""
     if isinstance(auth, tuple):
         auth = "Basic " + base64.b64encode(":".join(auth).encode()).decode()
@@ -141,7 +155,7 @@ def _listening(family: str) -> Iterator[str]:
         fields = line.split()
         if fields[3] == "0A":
             address, _colon, port = fields[1].partition(":")
-            words = [bytes.fromhex(address[index:index + 8])[::-1] for index in range(0, len(address), 8)]
+            words = [bytes.fromhex(address[index : index + 8])[::-1] for index in range(0, len(address), 8)]
             kind = socket.AF_INET if len(words) == 1 else socket.AF_INET6
             yield f"{socket.inet_ntop(kind, b''.join(words))}:{int(port, 16)}"
 
@@ -166,13 +180,23 @@ class Starter:
     def launch(self, *arguments: object, env: dict[str, str] | None = None, user: int | None = None) -> Running:
         """Start `nanomq arguments...` and do not wait."""
         log = self.directory / f"log{len(self.started)}"
-        environment = {"PATH": os.environ["PATH"], "NANOMQ_PID_FILE": str(self.directory / "pid"),
-                       **self.kind.environment, **(env or {})}
+        environment = {
+            "PATH": os.environ["PATH"],
+            "NANOMQ_PID_FILE": str(self.directory / "pid"),
+            **self.kind.environment,
+            **(env or {}),
+        }
         with log.open("wb") as output:
             process = subprocess.Popen(
                 # Line by line: what tells that it has started is else kept back.
-                ["stdbuf", "-oL", *self.kind.command, *map(str, arguments)], cwd=self.directory, env=environment,
-                user=user, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+                ["stdbuf", "-oL", *self.kind.command, *map(str, arguments)],
+                cwd=self.directory,
+                env=environment,
+                user=user,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
         running = Running(process, self.directory, log)
         self.started.append(running)
         return running
@@ -208,14 +232,29 @@ def wait_for(condition: Callable[[], Any], seconds: float = START_SECONDS) -> An
 class Client:
     """An MQTT client without threads: `outcome` is `accepted`, `closed` (no CONNACK) or a refusal's code."""
 
-    def __init__(self, clientid: str = "", port: int = MQTT_PORT, version: int = paho.MQTTv311, transport: str = "tcp",
-                 user: tuple[str, str] | None = None, tls: Any = None, host: str = "127.0.0.1", **options: Any) -> None:
+    def __init__(
+        self,
+        clientid: str = "",
+        port: int = MQTT_PORT,
+        version: int = paho.MQTTv311,
+        transport: str = "tcp",
+        user: tuple[str, str] | None = None,
+        tls: Any = None,
+        host: str = "127.0.0.1",
+        **options: Any,
+    ) -> None:
         self.outcome: str | int | None = None
         self.messages: list[tuple[str, bytes]] = []
         self.granted: dict[int, list[int]] = {}
         self.acknowledged: list[int] = []
-        self.paho = paho.Client(paho.CallbackAPIVersion.VERSION2, clientid, protocol=version, transport=transport,
-                                reconnect_on_failure=False, **options)
+        self.paho = paho.Client(
+            paho.CallbackAPIVersion.VERSION2,
+            clientid,
+            protocol=version,
+            transport=transport,
+            reconnect_on_failure=False,
+            **options,
+        )
         self.paho.on_connect = self._on_connect
         self.paho.on_disconnect = self._on_disconnect
         self.paho.on_message = lambda _c, _u, message: self.messages.append((message.topic, message.payload))

@@ -1,4 +1,5 @@
 """Keys, certificates and tokens for the contract tests."""
+
 from __future__ import annotations
 
 import datetime
@@ -54,9 +55,13 @@ def _sign(name: str, key: Any, issuer: Pair | None) -> Pair:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
     builder = (
-        x509.CertificateBuilder().subject_name(subject).public_key(key.public_key())
-        .issuer_name(issuer.certificate.subject if issuer else subject).serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(days=1))
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .public_key(key.public_key())
+        .issuer_name(issuer.certificate.subject if issuer else subject)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
     )
     signer = issuer.key if issuer else key
@@ -103,8 +108,13 @@ def public_pem(form: str = "spki") -> bytes:
     return public.public_bytes(encoding, formats.get(form, serialization.PublicFormat.SubjectPublicKeyInfo))
 
 
-def token(issuer: str | None = "jwt.pub", lifetime: float | str | None = 60, key: Any = None, algorithm: str = "RS256",
-          **claims: Any) -> str:
+def token(
+    issuer: str | None = "jwt.pub",
+    lifetime: float | str | None = 60,
+    key: Any = None,
+    algorithm: str = "RS256",
+    **claims: Any,
+) -> str:
     """A signed token that expires in `lifetime` seconds; text stands as it is, None leaves the claim out."""
     if issuer is not None:
         claims["iss"] = issuer

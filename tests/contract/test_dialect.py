@@ -1,4 +1,5 @@
 """How the broker reads its configuration file."""
+
 from __future__ import annotations
 
 import signal
@@ -115,7 +116,9 @@ DUPLICATES = {
     "last in one block": ("mqtt { property_size = 10\n property_size = 20 }", 20),
     "first of two blocks": ("mqtt { property_size = 10 }\nmqtt { property_size = 20 }", 10),
     "first of three blocks": (
-        "mqtt { property_size = 10 }\nmqtt { property_size = 20 }\nmqtt { property_size = 30 }", 10),
+        "mqtt { property_size = 10 }\nmqtt { property_size = 20 }\nmqtt { property_size = 30 }",
+        10,
+    ),
     "dotted key after the block": ("mqtt { property_size = 10 }\nmqtt.property_size = 20", 10),
     "dotted key before the block": ("mqtt.property_size = 20\nmqtt { property_size = 10 }", 10),
     "first dotted key": ("mqtt.property_size = 20\nmqtt.property_size = 10", 20),
@@ -139,7 +142,7 @@ def test_a_boolean_that_is_no_boolean_is_ignored(broker, text):
 
 
 def test_unknown_keys_and_sections_are_ignored(broker):
-    conf = BASE + 'nonsense { a = 1 }\nmqtt { nonsense = 2, property_size = 10 }\nauth { alow_anonymous = false }\n'
+    conf = BASE + "nonsense { a = 1 }\nmqtt { nonsense = 2, property_size = 10 }\nauth { alow_anonymous = false }\n"
     basic = broker(conf).section("basic")
     assert basic["property_size"] == 10
     assert basic["allow_anonymous"] is True

@@ -1,4 +1,5 @@
 """Tokens of the REST interface: what is checked, and what is not."""
+
 from __future__ import annotations
 
 import base64
@@ -18,8 +19,10 @@ def start(broker, key=None, name="jwt.pub"):
     path = broker.directory / name
     if key is not None:
         path.write_bytes(key)
-    return broker(QUIET + TCP + f'http_server {{ port = {HTTP_PORT}, ip_addr = "127.0.0.1", auth_type = jwt, '
-                                f'jwt {{ public {{ keyfile = "{path}" }} }} }}\n')
+    return broker(
+        QUIET + TCP + f'http_server {{ port = {HTTP_PORT}, ip_addr = "127.0.0.1", auth_type = jwt, '
+        f'jwt {{ public {{ keyfile = "{path}" }} }} }}\n'
+    )
 
 
 def bearer(running, text):

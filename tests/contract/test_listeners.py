@@ -1,4 +1,5 @@
 """What is opened, asked for or not, and who gets through TLS."""
+
 from __future__ import annotations
 
 import socket
@@ -20,23 +21,29 @@ def ssl_block(directory, pair=None, *, key=None, lines="", ca=True):
     (directory / "key.pem").write_bytes(key or private_pem(pair.key))
     (directory / "ca.pem").write_bytes(authority("authority").pem)
     cacert = f'cacertfile = "{directory}/ca.pem"' if ca else ""
-    return (f'listeners.ssl {{ bind = "127.0.0.1:{TLS_PORT}", keyfile = "{directory}/key.pem"\n'
-            f'certfile = "{directory}/cert.pem"\n{cacert}\n{lines} }}\n'
-            f'listeners.wss {{ bind = "127.0.0.1:{WSS_PORT}/mqtt" }}\n')
+    return (
+        f'listeners.ssl {{ bind = "127.0.0.1:{TLS_PORT}", keyfile = "{directory}/key.pem"\n'
+        f'certfile = "{directory}/cert.pem"\n{cacert}\n{lines} }}\n'
+        f'listeners.wss {{ bind = "127.0.0.1:{WSS_PORT}/mqtt" }}\n'
+    )
 
 
 def admitted(connect, directory, port=TLS_PORT, pair=None):
     """Whether a TLS client gets in. The real broker drops one TLS connection in twenty or so, good or not."""
     transport = "websockets" if port == WSS_PORT else "tcp"
-    return any(connect(port=port, tls=client_context(directory, pair), transport=transport).outcome == "accepted"
-               for _attempt in range(3))
+    return any(
+        connect(port=port, tls=client_context(directory, pair), transport=transport).outcome == "accepted"
+        for _attempt in range(3)
+    )
 
 
 TCP_LISTENERS = {
     "switched off, in vain": (f'listeners.tcp {{ bind = "{LOOPBACK_TCP}", enable = false }}', {LOOPBACK_TCP}),
     "no bind": ("listeners.tcp { enable = true }", {"0.0.0.0:1883"}),
-    "several": ('listeners.tcp { one { bind = "127.0.0.1:1884" }, two { bind = "127.0.0.1:1885" } }',
-                {"127.0.0.1:1884", "127.0.0.1:1885"}),
+    "several": (
+        'listeners.tcp { one { bind = "127.0.0.1:1884" }, two { bind = "127.0.0.1:1885" } }',
+        {"127.0.0.1:1884", "127.0.0.1:1885"},
+    ),
     "IPv6": ('listeners.tcp { bind = "[::1]:1883" }', {"::1:1883"}),
     "websocket only": (f'listeners.ws {{ bind = "127.0.0.1:{WS_PORT}/mqtt" }}', {f"127.0.0.1:{WS_PORT}"}),
     "websocket without bind": ("listeners.ws { enable = true }", {f"0.0.0.0:{WS_PORT}"}),
@@ -75,7 +82,11 @@ def test_the_configuration_tells_the_private_key(broker):
     assert tls["cert"] == (broker.directory / "cert.pem").read_text()
     assert tls["url"] == f"tls+nmq-tcp://127.0.0.1:{TLS_PORT}"
     assert running.section("websocket") == {
-        "enable": False, "tls_enable": True, "url": None, "tls_url": f"nmq-wss://127.0.0.1:{WSS_PORT}/mqtt"}
+        "enable": False,
+        "tls_enable": True,
+        "url": None,
+        "tls_url": f"nmq-wss://127.0.0.1:{WSS_PORT}/mqtt",
+    }
 
 
 GOOD = {
@@ -141,8 +152,9 @@ def test_client_certificates(broker, connect, port, lines, ca, expected):
 @pytest.mark.parametrize(("version", "works"), [("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)])
 def test_versions_of_tls(broker, version, works):
     broker(QUIET + ssl_block(broker.directory))
-    context = client_context(broker.directory, minimum_version=ssl.TLSVersion[version],
-                             maximum_version=ssl.TLSVersion[version])
+    context = client_context(
+        broker.directory, minimum_version=ssl.TLSVersion[version], maximum_version=ssl.TLSVersion[version]
+    )
     # Else the client itself would refuse the old one.
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     with socket.create_connection(("127.0.0.1", TLS_PORT), 5) as plain:
@@ -157,9 +169,17 @@ def test_versions_of_tls(broker, version, works):
 def handshake(path, **headers):
     """Status of a websocket's opening request."""
     with socket.create_connection(("127.0.0.1", WS_PORT), 5) as connection:
-        lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()),
-                 "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-                 "Sec-WebSocket-Version: 13", "Sec-WebSocket-Protocol: mqtt", "", ""]
+        lines = [
+            f"GET {path} HTTP/1.1",
+            *(f"{name}: {value}" for name, value in headers.items()),
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Protocol: mqtt",
+            "",
+            "",
+        ]
         connection.sendall("\r\n".join(lines).encode())
         return int(connection.recv(1024).split()[1])
 

@@ -1,4 +1,5 @@
 """Who may connect, and what the topic rules let pass."""
+
 from __future__ import annotations
 
 import paho.mqtt.client as paho
@@ -23,9 +24,14 @@ def test_anonymous_access_lets_wrong_passwords_in(broker, connect):
 def test_without_anonymous_access_only_users_get_in(broker, connect, version):
     """Whoever is turned away sees a closed connection and no code."""
     broker(auth(f"allow_anonymous = false\n{USERS}"))
-    for user, outcome in ((None, REFUSED), (("alice", "wrong"), REFUSED), (("alice", ""), REFUSED),
-                          (("carol", "secret"), REFUSED), (("alice", "secret"), "accepted"),
-                          (("bob", "word"), "accepted")):
+    for user, outcome in (
+        (None, REFUSED),
+        (("alice", "wrong"), REFUSED),
+        (("alice", ""), REFUSED),
+        (("carol", "secret"), REFUSED),
+        (("alice", "secret"), "accepted"),
+        (("bob", "word"), "accepted"),
+    ):
         assert (user, connect("c", user=user, version=version).outcome) == (user, outcome)
 
 
@@ -60,9 +66,11 @@ def delivered(connect, topic: str, user: tuple[str, str] = ("alice", "secret"), 
     return reader.receives(topic, 0.2)
 
 
-READER = ('{ permit = allow, username = "bob", action = subscribe, topics = ["#"] }\n'
-          '{ permit = allow, topics = ["marker"] }\n')
-DENY_REST = '{ permit = deny }\n'
+READER = (
+    '{ permit = allow, username = "bob", action = subscribe, topics = ["#"] }\n'
+    '{ permit = allow, topics = ["marker"] }\n'
+)
+DENY_REST = "{ permit = deny }\n"
 ALICE = 'permit = allow, username = "alice", action = publish'
 
 DELIVERED = {
@@ -71,11 +79,17 @@ DELIVERED = {
     "wildcard of a level": (f'{{ {ALICE}, topics = ["a/+"] }}\n' + DENY_REST, "a/b", True),
     "too deep for a level": (f'{{ {ALICE}, topics = ["a/+"] }}\n' + DENY_REST, "a/b/c", False),
     "second topic": (f'{{ {ALICE}, topics = ["x", "a"] }}\n' + DENY_REST, "a", True),
-    "first rule wins": (f'{{ permit = deny, username = "alice", topics = ["a"] }}\n{{ {ALICE}, topics = ["a"] }}\n',
-                        "a", False),
+    "first rule wins": (
+        f'{{ permit = deny, username = "alice", topics = ["a"] }}\n{{ {ALICE}, topics = ["a"] }}\n',
+        "a",
+        False,
+    ),
     "no rule and no_match left alone": ('{ permit = deny, username = "carol" }\n', "a", True),
-    "other action": ('{ permit = allow, username = "alice", action = subscribe, topics = ["a"] }\n' + DENY_REST,
-                     "a", False),
+    "other action": (
+        '{ permit = allow, username = "alice", action = subscribe, topics = ["a"] }\n' + DENY_REST,
+        "a",
+        False,
+    ),
     "clientid placeholder": (f'{{ {ALICE}, topics = ["d/${{clientid}}"] }}\n' + DENY_REST, "d/alice-1", True),
     "username placeholder": (f'{{ {ALICE}, topics = ["d/${{username}}/#"] }}\n' + DENY_REST, "d/alice/x", True),
     "another's topic": (f'{{ {ALICE}, topics = ["d/${{username}}/#"] }}\n' + DENY_REST, "d/bob/x", False),
@@ -85,12 +99,21 @@ DELIVERED = {
     "address": ('{ permit = allow, ipaddr = "127.0.0.1", topics = ["a"] }\n' + DENY_REST, "a", True),
     "network": ('{ permit = allow, ipaddr = "127.0.0.0/8", topics = ["a"] }\n' + DENY_REST, "a", False),
     "addresses": ('{ permit = allow, ipaddrs = ["127.0.0.1"], topics = ["a"] }\n' + DENY_REST, "a", False),
-    "and, both": ('{ permit = allow, and = [{ username = "alice" }, { ipaddr = "127.0.0.1" }], topics = ["a"] }\n'
-                  + DENY_REST, "a", True),
-    "and, one": ('{ permit = allow, and = [{ username = "alice" }, { clientid = "x" }], topics = ["a"] }\n'
-                 + DENY_REST, "a", False),
-    "or, one": ('{ permit = allow, or = [{ username = "alice" }, { clientid = "x" }], topics = ["a"] }\n'
-                + DENY_REST, "a", True),
+    "and, both": (
+        '{ permit = allow, and = [{ username = "alice" }, { ipaddr = "127.0.0.1" }], topics = ["a"] }\n' + DENY_REST,
+        "a",
+        True,
+    ),
+    "and, one": (
+        '{ permit = allow, and = [{ username = "alice" }, { clientid = "x" }], topics = ["a"] }\n' + DENY_REST,
+        "a",
+        False,
+    ),
+    "or, one": (
+        '{ permit = allow, or = [{ username = "alice" }, { clientid = "x" }], topics = ["a"] }\n' + DENY_REST,
+        "a",
+        True,
+    ),
     "misspelt subject": ('{ permit = allow, user = "carol", topics = ["a"] }\n' + DENY_REST, "a", True),
     "misspelt permit": (f'{{ {ALICE.replace("allow", "Allow")}, topics = ["a"] }}\n' + DENY_REST, "a", False),
     "misspelt action": (f'{{ {ALICE.replace("publish", "pub")}, topics = ["a"] }}\n' + DENY_REST, "a", False),
@@ -116,13 +139,19 @@ def test_no_match_is_nothing_without_rules(broker, connect):
 
 
 def test_rules_switched_off(broker, connect):
-    broker(auth(f"allow_anonymous = false\n{USERS}\nno_match = deny\n"
-                "acl { enable = false, rules = [{ permit = deny }] }"))
+    broker(
+        auth(
+            f"allow_anonymous = false\n{USERS}\nno_match = deny\n"
+            "acl { enable = false, rules = [{ permit = deny }] }"
+        )
+    )
     assert delivered(connect, "a")
 
 
-@pytest.mark.parametrize(("line", "outcome"), [
-    ("", "dropped"), ("deny_action = ignore", "dropped"), ("deny_action = disconnect", "accepted")])
+@pytest.mark.parametrize(
+    ("line", "outcome"),
+    [("", "dropped"), ("deny_action = ignore", "dropped"), ("deny_action = disconnect", "accepted")],
+)
 @pytest.mark.parametrize("version", [paho.MQTTv311, paho.MQTTv5], ids=["3.1.1", "5"])
 def test_the_names_of_deny_action_are_the_wrong_way_round(broker, connect, version, line, outcome):
     broker(acl(DENY_REST, line))

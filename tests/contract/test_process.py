@@ -1,4 +1,5 @@
 """Start, stop and what goes wrong at it."""
+
 from __future__ import annotations
 
 import os
@@ -50,10 +51,13 @@ def test_the_http_server_is_off_without_its_block(broker):
     assert broker(QUIET + TCP).listens() == {f"127.0.0.1:{MQTT_PORT}"}
 
 
-@pytest.mark.parametrize(("arguments", "added"), [
-    (["--url", "nmq-tcp://127.0.0.1:1999"], {"127.0.0.1:1999"}),
-    (["--http", "--port", "8099"], {"0.0.0.0:8099"}),
-])
+@pytest.mark.parametrize(
+    ("arguments", "added"),
+    [
+        (["--url", "nmq-tcp://127.0.0.1:1999"], {"127.0.0.1:1999"}),
+        (["--http", "--port", "8099"], {"0.0.0.0:8099"}),
+    ],
+)
 def test_the_command_line_overrules_the_file(broker, arguments, added):
     assert added <= broker(QUIET + TCP, *arguments).listens()
 
@@ -70,12 +74,16 @@ def test_a_name_cannot_be_bound_that_is_taken(broker):
         assert broker(QUIET + TCP).exit_code() == 1
 
 
-@pytest.mark.parametrize("conf", [
-    'listeners.tcp { bind = "192.0.2.1:1883" }',
-    TCP + 'http_server { ip_addr = "192.0.2.1" }',
-    TCP + 'http_server { ip_addr = "999.1.1.1" }',
-    TCP + 'http_server { ip_addr = "127.0.0.1:9" }',
-], ids=["tcp", "http", "no address", "address with port"])
+@pytest.mark.parametrize(
+    "conf",
+    [
+        'listeners.tcp { bind = "192.0.2.1:1883" }',
+        TCP + 'http_server { ip_addr = "192.0.2.1" }',
+        TCP + 'http_server { ip_addr = "999.1.1.1" }',
+        TCP + 'http_server { ip_addr = "127.0.0.1:9" }',
+    ],
+    ids=["tcp", "http", "no address", "address with port"],
+)
 def test_an_address_that_is_not_ours_ends_the_start(broker, conf):
     if "ip_addr" in conf and broker.version < (0, 23, 1):
         pytest.skip("ip_addr is no key yet")
@@ -88,8 +96,11 @@ def catches(pid, number):
     return int(re.search("SigCgt:\t([0-9a-f]+)", status).group(1), 16) >> (number - 1) & 1
 
 
-@pytest.mark.parametrize(("number", "code"), [
-    (signal.SIGTERM, 0), (signal.SIGINT, 1), (signal.SIGABRT, 1), (signal.SIGILL, 0)], ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 0), (signal.SIGINT, 1), (signal.SIGABRT, 1), (signal.SIGILL, 0)],
+    ids=str,
+)
 def test_exit_code_of_a_signal(broker, number, code):
     running = broker(QUIET + TCP)
     wait_for(lambda: catches(running.process.pid, number))
@@ -134,8 +145,11 @@ def test_a_stale_command_socket_of_another_user_keeps_the_broker_from_starting(b
     assert broker(TCP, user=65534).exit_code() == 1
 
 
-@pytest.mark.parametrize(("conf", "anonymous"), [
-    ("", "closed"), ("auth { allow_anonymous = true }\n", "accepted")], ids=["file silent", "file speaks"])
+@pytest.mark.parametrize(
+    ("conf", "anonymous"),
+    [("", "closed"), ("auth { allow_anonymous = true }\n", "accepted")],
+    ids=["file silent", "file speaks"],
+)
 def test_the_file_wins_over_the_environment(broker, connect, conf, anonymous):
     broker(QUIET + TCP + conf, env={"NANOMQ_ALLOW_ANONYMOUS": "false"})
     assert connect().outcome == anonymous

@@ -1,4 +1,5 @@
 """The REST interface: who gets in, what it tells, and what it lets anybody do who is in."""
+
 from __future__ import annotations
 
 import contextlib
@@ -35,8 +36,9 @@ def test_address(broker, line, address):
     assert f"{address}:{HTTP_PORT}" in running.listens()
 
 
-@pytest.mark.parametrize(("text", "port"), [
-    ("9081", 9081), ('"9081"', 8081), ("-1", 8081), ("0", 8081), ("74617", 9081)])
+@pytest.mark.parametrize(
+    ("text", "port"), [("9081", 9081), ('"9081"', 8081), ("-1", 8081), ("0", 8081), ("74617", 9081)]
+)
 def test_port(broker, text, port):
     running = broker(QUIET + TCP + f'http_server {{ port = {text}, ip_addr = "127.0.0.1" }}\n')
     assert {address.rpartition(":")[2] for address in running.listens()} == {"1883", str(port)}
@@ -113,24 +115,61 @@ def shape(value: object) -> object:
     return [shape(child) for child in value] if isinstance(value, list) else type(value).__name__
 
 
-TLS_SHAPE = {"enable": "bool", "url": "NoneType", "key_password": "NoneType", "key": "NoneType", "cert": "NoneType",
-             "cacert": "NoneType", "verify_peer": "bool", "fail_if_no_peer_cert": "bool"}
+TLS_SHAPE = {
+    "enable": "bool",
+    "url": "NoneType",
+    "key_password": "NoneType",
+    "key": "NoneType",
+    "cert": "NoneType",
+    "cacert": "NoneType",
+    "verify_peer": "bool",
+    "fail_if_no_peer_cert": "bool",
+}
 REQUEST_SHAPE = {"url": "NoneType", "method": "NoneType", "headers": {}, "params": [], "tls": TLS_SHAPE}
 SHAPE = {
     "basic": {
-        "url": "str", "num_taskq_thread": "int", "max_taskq_thread": "int", "parallel": "int", "property_size": "int",
-        "daemon": "bool", "max_packet_size": "int", "client_max_packet_size": "int", "msq_len": "int",
-        "qos_duration": "int", "keepalive_backoff": "float", "allow_anonymous": "bool", "ipc_internal": "bool",
+        "url": "str",
+        "num_taskq_thread": "int",
+        "max_taskq_thread": "int",
+        "parallel": "int",
+        "property_size": "int",
+        "daemon": "bool",
+        "max_packet_size": "int",
+        "client_max_packet_size": "int",
+        "msq_len": "int",
+        "qos_duration": "int",
+        "keepalive_backoff": "float",
+        "allow_anonymous": "bool",
+        "ipc_internal": "bool",
     },
     "tls": TLS_SHAPE,
     "auth": [],
-    "auth_http": {"enable": "bool", "timeout": "int", "connect_timeout": "int", "pool_size": "int", "cache_ttl": "int",
-                  "auth_req": REQUEST_SHAPE, "acl_req": REQUEST_SHAPE, "super_req": REQUEST_SHAPE},
+    "auth_http": {
+        "enable": "bool",
+        "timeout": "int",
+        "connect_timeout": "int",
+        "pool_size": "int",
+        "cache_ttl": "int",
+        "auth_req": REQUEST_SHAPE,
+        "acl_req": REQUEST_SHAPE,
+        "super_req": REQUEST_SHAPE,
+    },
     "websocket": {"enable": "bool", "tls_enable": "bool", "url": "NoneType", "tls_url": "NoneType"},
-    "http_server": {"enable": "bool", "port": "int", "addr": "str", "username": "str", "password": "str",
-                    "auth_type": "str"},
-    "sqlite": {"enable": "bool", "disk_cache_size": "int", "flush_mem_threshold": "int", "resend_interval": "int",
-               "mounted_file_path": "NoneType"},
+    "http_server": {
+        "enable": "bool",
+        "port": "int",
+        "addr": "str",
+        "username": "str",
+        "password": "str",
+        "auth_type": "str",
+    },
+    "sqlite": {
+        "enable": "bool",
+        "disk_cache_size": "int",
+        "flush_mem_threshold": "int",
+        "resend_interval": "int",
+        "mounted_file_path": "NoneType",
+    },
     "bridge": {"nodes": []},
 }
 
@@ -188,7 +227,9 @@ def test_the_configuration_file_can_be_overwritten(broker):
 
 DEATHS = {
     "password of its own, where it has the default": (
-        "/configuration/http_server", {"data": {"http_server": {"password": "taken"}}}),
+        "/configuration/http_server",
+        {"data": {"http_server": {"password": "taken"}}},
+    ),
     "user called login": ("/configuration/auth", {"data": {"auth": [{"login": "u", "password": "p"}]}}),
     "configuration that does not parse": ("/config_update", "a {"),
     "empty configuration": ("/config_update", "# nothing"),
@@ -216,7 +257,7 @@ def test_publish(broker, connect):
 def test_clients_and_subscriptions(broker, connect):
     running = broker(BASE)
     connect("device-1", user=("u", "p")).subscribe("a/b", 1)
-    client, = running.get("/clients").body["data"]
+    (client,) = running.get("/clients").body["data"]
     assert client["client_id"] == "device-1"
     assert client["username"] == "u"
     assert client["conn_state"] == "connected"
@@ -252,5 +293,3 @@ def test_limits_come_before_authentication(broker):
     assert raw(b"GET /api/v4/nodes HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 400")
     assert raw(b"nonsense\r\n\r\n") == b""
     assert request("GET", "/nodes", ADMIN).status == 200
-
-

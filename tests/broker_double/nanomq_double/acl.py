@@ -1,4 +1,5 @@
 """Who may do what: the broker's password check and its topic rules."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

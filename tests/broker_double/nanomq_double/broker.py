@@ -1,4 +1,5 @@
 """The MQTT side: listeners as the real broker opens them, around the broker of amqtt."""
+
 from __future__ import annotations
 
 import asyncio
@@ -61,10 +62,12 @@ class Broker:
     def __init__(self, config: Config) -> None:
         self._config = config
         NanomqPlugin.rules = config
-        self.mqtt = MqttBroker({
-            "listeners": {"default": {"type": "external", "bind": "none"}},
-            "plugins": {f"{__name__}.NanomqPlugin": {}},
-        })
+        self.mqtt = MqttBroker(
+            {
+                "listeners": {"default": {"type": "external", "bind": "none"}},
+                "plugins": {f"{__name__}.NanomqPlugin": {}},
+            }
+        )
         NanomqPlugin.sessions = self.mqtt.sessions
         self._serve = partial(self.mqtt.external_connected, listener_name="default")
         self._servers: list[Any] = []
@@ -88,8 +91,11 @@ class Broker:
 
     def clients(self) -> list[Any]:
         """Sessions of the clients that are connected."""
-        return [session for session, handler in self.mqtt.sessions.values()
-                if session.transitions.state == "connected" and handler.reader is not None]
+        return [
+            session
+            for session, handler in self.mqtt.sessions.values()
+            if session.transitions.state == "connected" and handler.reader is not None
+        ]
 
     async def publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> None:
         await self.mqtt.internal_message_broadcast(topic, payload, min(qos, 2))
@@ -98,8 +104,9 @@ class Broker:
 
     async def _listen(self, url: str, tls: Tls | None) -> None:
         serve = partial(wire.serve_stream, self._serve)
-        self._servers.append(await asyncio.start_server(
-            serve, sock=listening_socket(url), ssl=tls and server_context(tls)))
+        self._servers.append(
+            await asyncio.start_server(serve, sock=listening_socket(url), ssl=tls and server_context(tls))
+        )
 
     async def _listen_websocket(self, url: str, tls: Tls | None) -> None:
         # The import costs 60 ms, and most configurations have no websocket.
@@ -113,9 +120,16 @@ class Broker:
                 return connection.respond(404, "Not Found")
             return None
 
-        self._servers.append(await serve(
-            partial(wire.serve_websocket, self._serve), sock=listening_socket(url), process_request=check,
-            subprotocols=["mqtt"], ssl=tls and server_context(tls), compression=None))
+        self._servers.append(
+            await serve(
+                partial(wire.serve_websocket, self._serve),
+                sock=listening_socket(url),
+                process_request=check,
+                subprotocols=["mqtt"],
+                ssl=tls and server_context(tls),
+                compression=None,
+            )
+        )
 
 
 def server_context(tls: Tls) -> ssl.SSLContext:

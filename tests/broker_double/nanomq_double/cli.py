@@ -1,4 +1,5 @@
 """Command line, start-up and signals."""
+
 from __future__ import annotations
 
 import asyncio
@@ -17,11 +18,29 @@ from .config import LEVELS, Config, read_environment, read_file
 
 # Name, letter, whether a value follows.
 _OPTIONS = (
-    ("help", "h", False), ("conf", "", True), ("old_conf", "", True), ("daemon", "d", False), ("tq_thread", "t", True),
-    ("max_tq_thread", "T", True), ("parallel", "n", True), ("property_size", "s", True), ("msq_len", "S", True),
-    ("qos_duration", "D", True), ("url", "", True), ("http", "", False), ("port", "p", True), ("cacert", "", True),
-    ("cert", "E", True), ("key", "", True), ("keypass", "", True), ("verify", "", False), ("fail", "", False),
-    ("log_level", "", True), ("log_stdout", "", True), ("log_syslog", "", True), ("log_file", "", True),
+    ("help", "h", False),
+    ("conf", "", True),
+    ("old_conf", "", True),
+    ("daemon", "d", False),
+    ("tq_thread", "t", True),
+    ("max_tq_thread", "T", True),
+    ("parallel", "n", True),
+    ("property_size", "s", True),
+    ("msq_len", "S", True),
+    ("qos_duration", "D", True),
+    ("url", "", True),
+    ("http", "", False),
+    ("port", "p", True),
+    ("cacert", "", True),
+    ("cert", "E", True),
+    ("key", "", True),
+    ("keypass", "", True),
+    ("verify", "", False),
+    ("fail", "", False),
+    ("log_level", "", True),
+    ("log_stdout", "", True),
+    ("log_syslog", "", True),
+    ("log_file", "", True),
 )
 _IPC = "ipc:///tmp/nanomq_cmd.ipc"
 _PID_DIRECTORY = "/tmp/nanomq"
@@ -31,8 +50,10 @@ def main(argv: list[str], version: str) -> int:
     """Run `argv`, a command line with its program; the exit code."""
     commands = {"start": _start, "stop": _stop, "restart": _restart, "reload": _reload}
     if len(argv) < 2 or argv[1] not in commands:
-        print("\nUsage: nanomq { start | stop | restart | reload } [--help]\n\n"
-              f"NanoMQ Messaging Engine for Edge Computing & Messaging bus v{version}-8\n")
+        print(
+            "\nUsage: nanomq { start | stop | restart | reload } [--help]\n\n"
+            f"NanoMQ Messaging Engine for Edge Computing & Messaging bus v{version}-8\n"
+        )
         return 1
     return commands[argv[1]](argv, version)
 
@@ -44,7 +65,8 @@ def _options(arguments: list[str]) -> list[tuple[str, str]]:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
         hits = [option for option in _OPTIONS if name == f"-{option[1]}" or f"--{option[0]}" == name] or [
-            option for option in _OPTIONS if name.startswith("--") and f"--{option[0]}".startswith(name)]
+            option for option in _OPTIONS if name.startswith("--") and f"--{option[0]}".startswith(name)
+        ]
         if len(hits) != 1:
             raise ValueError(f"Option {word} is {'ambiguous (specify in full)' if hits else 'invalid'}.")
         if hits[0][2] and not equals:
@@ -60,8 +82,10 @@ def _configure(argv: list[str], version: str) -> tuple[Config, list[tuple[str, s
     try:
         options = _options(argv[2:])
     except ValueError as error:
-        print(f"{error}\nTry 'nanomq --help' for more information.\n"
-              "Cannot parse command line arguments, quit", file=sys.stderr)
+        print(
+            f"{error}\nTry 'nanomq --help' for more information.\nCannot parse command line arguments, quit",
+            file=sys.stderr,
+        )
         raise SystemExit(1) from None
     if any(name == "help" for name, _value in options):
         print("Usage: nanomq { { start | restart [--url <url>] [--conf <path>] ... } | reload [--conf <path>] | stop }")
@@ -142,8 +166,11 @@ async def _run(config: Config, version: str, argv: list[str], log: _Log) -> None
         from .rest import Rest
 
         await Rest(config, broker, version, argv, lambda: _exit(1)).start()
-        log.write("WARN", f"broker: NanoMQ (ver {version}) Serving HTTP Server on "
-                          f"http://{config.http_server.ip_addr or '(null)'}:{config.http_server.port}")
+        log.write(
+            "WARN",
+            f"broker: NanoMQ (ver {version}) Serving HTTP Server on "
+            f"http://{config.http_server.ip_addr or '(null)'}:{config.http_server.port}",
+        )
     if config.ipc_internal:
         await _serve_ipc(config, version)
     loop = asyncio.get_running_loop()
@@ -230,8 +257,10 @@ def _restart(argv: list[str], version: str) -> int:
 def _reload(argv: list[str], version: str) -> int:
     """Ask the running broker to read a file again, after reading it here: a broken one ends only this program."""
     if _running_pid() is None:
-        print("NanoMQ is not running, use command 'nanomq start [--conf <path>]' to start a new instance.",
-              file=sys.stderr)
+        print(
+            "NanoMQ is not running, use command 'nanomq start [--conf <path>]' to start a new instance.",
+            file=sys.stderr,
+        )
         return 1
     config, _options_left = _configure(argv, version)
     with socket.socket(socket.AF_UNIX) as client:
@@ -259,8 +288,15 @@ async def _serve_ipc(config: Config, version: str) -> None:
             read_file(fresh, tuple(int(part) for part in version.split(".")))
         except (dialect.ParserError, dialect.Crash):
             _exit(1)
-        for name in ("property_size", "max_packet_size", "client_max_packet_size", "msq_len", "qos_duration",
-                     "keepalive_backoff", "allow_anonymous"):
+        for name in (
+            "property_size",
+            "max_packet_size",
+            "client_max_packet_size",
+            "msq_len",
+            "qos_duration",
+            "keepalive_backoff",
+            "allow_anonymous",
+        ):
             setattr(config, name, getattr(fresh, name))
         config.auth.users = fresh.auth.users
         if tuple(int(part) for part in version.split(".")) >= (0, 25, 6):

@@ -3,6 +3,7 @@
 Every reader below ignores a value of the wrong type and keeps the default, without a word, as the broker does.
 Where it would be more sensible to complain, do not: those silences are what the collection guards against.
 """
+
 from __future__ import annotations
 
 import os
@@ -135,21 +136,34 @@ def read_environment(config: Config) -> None:
     """Take over the `NANOMQ_*` variables; the file is read later and wins."""
     http, ws, tls = config.http_server, config.websocket, config.tls
     for target, name, variable in (
-        (config, "url", "BROKER_URL"), (ws, "url", "WEBSOCKET_URL"), (ws, "tls_url", "WEBSOCKET_TLS_URL"),
-        (http, "ip_addr", "HTTP_SERVER_URL"), (http, "username", "HTTP_SERVER_USERNAME"),
-        (http, "password", "HTTP_SERVER_PASSWORD"), (tls, "url", "TLS_URL"), (tls, "keyfile", "TLS_KEY_PATH"),
-        (tls, "certfile", "TLS_CERT_PATH"), (tls, "cafile", "TLS_CA_CERT_PATH"),
-        (tls, "key_password", "TLS_KEY_PASSWORD"), (config, "conf_file", "CONF_PATH"),
-        (config.log, "dir", "LOG_DIR"), (config.log, "file", "LOG_FILE"),
+        (config, "url", "BROKER_URL"),
+        (ws, "url", "WEBSOCKET_URL"),
+        (ws, "tls_url", "WEBSOCKET_TLS_URL"),
+        (http, "ip_addr", "HTTP_SERVER_URL"),
+        (http, "username", "HTTP_SERVER_USERNAME"),
+        (http, "password", "HTTP_SERVER_PASSWORD"),
+        (tls, "url", "TLS_URL"),
+        (tls, "keyfile", "TLS_KEY_PATH"),
+        (tls, "certfile", "TLS_CERT_PATH"),
+        (tls, "cafile", "TLS_CA_CERT_PATH"),
+        (tls, "key_password", "TLS_KEY_PASSWORD"),
+        (config, "conf_file", "CONF_PATH"),
+        (config.log, "dir", "LOG_DIR"),
+        (config.log, "file", "LOG_FILE"),
     ):
         value = os.environ.get(f"NANOMQ_{variable}")
         if value is not None:
             setattr(target, name, value)
     for target, name, variable in (
-        (config, "enable", "TCP_ENABLE"), (config, "daemon", "DAEMON"), (config, "allow_anonymous", "ALLOW_ANONYMOUS"),
-        (ws, "enable", "WEBSOCKET_ENABLE"), (ws, "tls_enable", "WEBSOCKET_TLS_ENABLE"),
-        (http, "enable", "HTTP_SERVER_ENABLE"), (tls, "enable", "TLS_ENABLE"),
-        (tls, "verify_peer", "TLS_VERIFY_PEER"), (tls, "fail_if_no_peer_cert", "TLS_FAIL_IF_NO_PEER_CERT"),
+        (config, "enable", "TCP_ENABLE"),
+        (config, "daemon", "DAEMON"),
+        (config, "allow_anonymous", "ALLOW_ANONYMOUS"),
+        (ws, "enable", "WEBSOCKET_ENABLE"),
+        (ws, "tls_enable", "WEBSOCKET_TLS_ENABLE"),
+        (http, "enable", "HTTP_SERVER_ENABLE"),
+        (tls, "enable", "TLS_ENABLE"),
+        (tls, "verify_peer", "TLS_VERIFY_PEER"),
+        (tls, "fail_if_no_peer_cert", "TLS_FAIL_IF_NO_PEER_CERT"),
     ):
         value = os.environ.get(f"NANOMQ_{variable}")
         if value is not None:
@@ -235,7 +249,7 @@ def _choice(target: Any, name: str, source: object, choices: tuple[str, ...]) ->
 def _seconds(text: object, default: int = 0) -> int:
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     digits = len(str(text)) - len(str(text).lstrip("0123456789"))
-    if isinstance(text, str) and digits and text[digits:digits + 1] in units:
+    if isinstance(text, str) and digits and text[digits : digits + 1] in units:
         return int(text[:digits]) * units[text[digits]]
     return default
 
@@ -326,8 +340,11 @@ def _read_tls(config: Config, tls: Tls, source: object) -> None:
         _string(tls, name, source, key)
     _boolean(tls, "verify_peer", source)
     _boolean(tls, "fail_if_no_peer_cert", source)
-    for name, path, content in (("key", tls.keyfile, "keyfile"), ("cert", tls.certfile, "certfile"),
-                                ("ca", tls.cafile, "cacertfile")):
+    for name, path, content in (
+        ("key", tls.keyfile, "keyfile"),
+        ("cert", tls.certfile, "certfile"),
+        ("ca", tls.cafile, "cacertfile"),
+    ):
         setattr(tls, name, _load(path))
         if getattr(tls, name) is None:
             config.warnings.append(f"WARN  conf_tls_parse_ver2_base: Read {content} {path or '(null)'} failed!")
@@ -428,8 +445,10 @@ def _sqlite(source: object) -> dict[str, Any]:
 
     path = _get(source, "mounted_file_path")
     return {
-        "enable": source is not None, "disk_cache_size": number("disk_cache_size", 102400),
-        "flush_mem_threshold": number("flush_mem_threshold", 100), "resend_interval": 0,
+        "enable": source is not None,
+        "disk_cache_size": number("disk_cache_size", 102400),
+        "flush_mem_threshold": number("flush_mem_threshold", 100),
+        "resend_interval": 0,
         "mounted_file_path": path if isinstance(path, str) else None,
     }
 
@@ -437,8 +456,14 @@ def _sqlite(source: object) -> dict[str, Any]:
 def tls_view(tls: Tls) -> dict[str, Any]:
     """A TLS section as the REST interface shows it: private key and passphrase included."""
     return {
-        "enable": tls.enable, "url": tls.url, "key_password": tls.key_password, "key": tls.key, "cert": tls.cert,
-        "cacert": tls.ca, "verify_peer": tls.verify_peer, "fail_if_no_peer_cert": tls.fail_if_no_peer_cert,
+        "enable": tls.enable,
+        "url": tls.url,
+        "key_password": tls.key_password,
+        "key": tls.key,
+        "cert": tls.cert,
+        "cacert": tls.ca,
+        "verify_peer": tls.verify_peer,
+        "fail_if_no_peer_cert": tls.fail_if_no_peer_cert,
     }
 
 
@@ -448,7 +473,8 @@ def _auth_http(source: object, *, enable: bool) -> dict[str, Any]:
         if isinstance(method, str) and method.upper() not in ("GET", "POST"):
             method = "POST"
         return {
-            "url": _get(node, "url"), "method": method,
+            "url": _get(node, "url"),
+            "method": method,
             "headers": dict(_children(_get(node, "headers"))),
             "params": [name for name, _value in _children(_get(node, "params"))],
             "tls": tls_view(Tls()),

@@ -4,6 +4,7 @@
 in the language stays wrong here: a file that makes the real broker crash raises `Crash`, one that it refuses raises
 `ParserError`, and what it skips is skipped.
 """
+
 from __future__ import annotations
 
 import re
@@ -12,26 +13,29 @@ MAX_INCLUDE_DEPTH = 10
 
 # The longest match wins, the earlier rule on equal length: a number ends where its letters begin, so `12abc` is two
 # tokens, and `true.x` is a string.
-_RULES = [(kind, re.compile(pattern)) for kind, pattern in (
-    ("skip", r"[\t\n\r ]+|#[^\n]*|//[^\n]*"),
-    ("{", r"\{"),
-    ("}", r"\}"),
-    ("[", r"\["),
-    ("]", r"\]"),
-    (",", r","),
-    ("=", r"[:=]"),
-    ("true", r"true"),
-    ("false", r"false"),
-    ("null", r"null"),
-    ("include", r'include[\t ]+(?:required\()?(?:file\()?"'),
-    ("text", r"[0-9]+(?:[KMG]B|[kmg]b)|[0-9]+%|[0-9]+(?:ms|us|[smhdSMHD])"),
-    # A quote behind a backslash ends the string only where no better end follows.
-    ("string", r'"(?:\\"|[^"])*"'),
-    ("bare", r'[A-Za-z](?:["%\-.0-9@A-Z\\_a-z|])*'),
-    ("integer", r"[+-]?[0-9]+"),
-    ("decimal", r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?"),
-    ("variable", r"\$\{\??[A-Za-z0-9_.]+\}"),
-)]
+_RULES = [
+    (kind, re.compile(pattern))
+    for kind, pattern in (
+        ("skip", r"[\t\n\r ]+|#[^\n]*|//[^\n]*"),
+        ("{", r"\{"),
+        ("}", r"\}"),
+        ("[", r"\["),
+        ("]", r"\]"),
+        (",", r","),
+        ("=", r"[:=]"),
+        ("true", r"true"),
+        ("false", r"false"),
+        ("null", r"null"),
+        ("include", r'include[\t ]+(?:required\()?(?:file\()?"'),
+        ("text", r"[0-9]+(?:[KMG]B|[kmg]b)|[0-9]+%|[0-9]+(?:ms|us|[smhdSMHD])"),
+        # A quote behind a backslash ends the string only where no better end follows.
+        ("string", r'"(?:\\"|[^"])*"'),
+        ("bare", r'[A-Za-z](?:["%\-.0-9@A-Z\\_a-z|])*'),
+        ("integer", r"[+-]?[0-9]+"),
+        ("decimal", r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?"),
+        ("variable", r"\$\{\??[A-Za-z0-9_.]+\}"),
+    )
+]
 
 
 class ParserError(Exception):
@@ -101,7 +105,7 @@ class _Lexer:
             raise ParserError
         name = text[position:end]
         position = end + 1
-        for _ in range(opening.count("(")):
+        for _parenthesis in range(opening.count("(")):
             position = text.find(")", position) + 1
         self._inputs[-1] = (text, position)
         if len(self._inputs) > MAX_INCLUDE_DEPTH:

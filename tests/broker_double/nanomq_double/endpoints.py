@@ -1,4 +1,5 @@
 """What `GET /api/v4` lists, which is not quite what is served."""
+
 from __future__ import annotations
 
 _PATHS = (

@@ -2,6 +2,7 @@
 
 Pure Python, for the package must run on hosts without a cryptography library.  It verifies only.
 """
+
 from __future__ import annotations
 
 import base64
@@ -88,8 +89,8 @@ def _elements(data: bytes) -> list[bytes]:
         if size & 0x80:
             start += size & 0x7F
             size = int.from_bytes(data[2:start], "big")
-        found.append(data[start:start + size])
-        data = data[start + size:]
+        found.append(data[start : start + size])
+        data = data[start + size :]
     return found
 
 

@@ -3,6 +3,7 @@
 One credential is everything here: configuration with its secrets, reload, stop. Some requests kill the broker;
 that is part of the contract.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -55,7 +56,8 @@ class Rest:
         if host.count(":") and not host.startswith("["):
             raise OSError("Address invalid")
         self._server = await asyncio.start_server(
-            self._serve, sock=listening_socket(f"http://{host}:{http.port or 8081}"), limit=HEAD_LIMIT)
+            self._serve, sock=listening_socket(f"http://{host}:{http.port or 8081}"), limit=HEAD_LIMIT
+        )
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -73,7 +75,9 @@ class Rest:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         # A request line of other than three words ends the connection.
         method, target, protocol = head[0].split(" ")
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
+        headers = {
+            name.strip().lower(): value.strip() for name, _colon, value in (line.partition(":") for line in head[1:])
+        }
         size = headers.get("content-length", "0")
         homeless = protocol == "HTTP/1.1" and "host" not in headers
         if homeless or not size.isdecimal() or int(size) > self._config.http_server.max_body:
@@ -106,7 +110,7 @@ class Rest:
         code = self._authorize(headers.get("authorization"))
         if code:
             return 401, {"code": code}
-        steps = [step for step in path[len(ROOT):].split("/") if step]
+        steps = [step for step in path[len(ROOT) :].split("/") if step]
         handler = {"GET": self._get, "POST": self._post, "PUT": self._put, "DELETE": self._delete}.get(method)
         if handler is None:
             return 405, {"code": UNKNOWN}
@@ -146,8 +150,14 @@ class Rest:
             return _data({"bridge": self._sections()["bridge"]})
         if name == "rules" and len(rest) < 2:
             return 200, {"code": DISABLED}
-        simple = {"brokers": self._brokers, "nodes": self._nodes, "metrics": self._metrics, "reload": self._reloadable,
-                  "prometheus": self._prometheus, "topic-tree": self._topic_tree}
+        simple = {
+            "brokers": self._brokers,
+            "nodes": self._nodes,
+            "metrics": self._metrics,
+            "reload": self._reloadable,
+            "prometheus": self._prometheus,
+            "topic-tree": self._topic_tree,
+        }
         if rest or name not in simple:
             return 404, {"code": UNKNOWN}
         return simple[name]()
@@ -157,16 +167,29 @@ class Rest:
         return f"{seconds // 3600} Hours, {seconds // 60 % 60} minutes, {seconds % 60} seconds"
 
     def _brokers(self) -> Reply:
-        return _data([{
-            "datetime": time.strftime("%Y-%m-%d %H:%M:%S"), "node_status": "Running", "sysdescr": "NanoMQ Broker",
-            "uptime": self._uptime(), "version": self._version,
-        }])
+        return _data(
+            [
+                {
+                    "datetime": time.strftime("%Y-%m-%d %H:%M:%S"),
+                    "node_status": "Running",
+                    "sysdescr": "NanoMQ Broker",
+                    "uptime": self._uptime(),
+                    "version": self._version,
+                }
+            ]
+        )
 
     def _nodes(self) -> Reply:
-        return _data([{
-            "connections": len(self._broker.clients()), "node_status": "Running", "uptime": self._uptime(),
-            "version": self._version,
-        }])
+        return _data(
+            [
+                {
+                    "connections": len(self._broker.clients()),
+                    "node_status": "Running",
+                    "uptime": self._uptime(),
+                    "version": self._version,
+                }
+            ]
+        )
 
     def _clients(self, rest: list[str], query: dict[str, str]) -> Reply:
         known = {"clientid", "client_id", "username", "conn_state", "clean_start", "proto_name", "proto_ver"}
@@ -174,17 +197,29 @@ class Rest:
             return 400, {"code": BAD_PARAMETER}
         clientid = query.get("clientid", query.get("client_id", rest[0] if len(rest) == 1 else None))
         username = query.get("username", rest[1] if len(rest) == 2 else None)
-        return _data([
-            {"client_id": session.client_id, "username": session.username or "", "keepalive": session.keep_alive,
-             "conn_state": "connected", "clean_start": session.clean_session, "proto_name": "MQTT", "proto_ver": 4}
-            for session in self._broker.clients()
-            if clientid in (None, session.client_id) and username in (None, session.username)
-        ])
+        return _data(
+            [
+                {
+                    "client_id": session.client_id,
+                    "username": session.username or "",
+                    "keepalive": session.keep_alive,
+                    "conn_state": "connected",
+                    "clean_start": session.clean_session,
+                    "proto_name": "MQTT",
+                    "proto_ver": 4,
+                }
+                for session in self._broker.clients()
+                if clientid in (None, session.client_id) and username in (None, session.username)
+            ]
+        )
 
     def _subscriptions(self, clientid: str | None) -> list[dict[str, Any]]:
-        return [{"clientid": session.client_id, "topic": topic, "qos": qos}
-                for topic, holders in self._broker.mqtt.subscriptions.items()
-                for session, qos in holders if clientid in (None, session.client_id)]
+        return [
+            {"clientid": session.client_id, "topic": topic, "qos": qos}
+            for topic, holders in self._broker.mqtt.subscriptions.items()
+            for session, qos in holders
+            if clientid in (None, session.client_id)
+        ]
 
     def _topic_tree(self) -> Reply:
         topics: dict[str, list[str]] = {}
@@ -194,17 +229,33 @@ class Rest:
         return _data([[{"topic": "", "cld_cnt": len(level)}], level])
 
     def _metrics(self) -> Reply:
-        return 200, {"metrics": [], "cpuinfo": "0.00%", "memory": str(_memory()),
-                     "connections": len(self._broker.clients())}
+        return 200, {
+            "metrics": [],
+            "cpuinfo": "0.00%",
+            "memory": str(_memory()),
+            "connections": len(self._broker.clients()),
+        }
 
     def _prometheus(self) -> Reply:
         clients, topics = len(self._broker.clients()), len(self._broker.mqtt.subscriptions)
         subscribers = len({entry["clientid"] for entry in self._subscriptions(None)})
-        values = [("connections_count", clients), ("connections_max", clients), ("sessions_count", clients),
-                  ("sessions_max", clients), ("topics_count", topics), ("topics_max", topics),
-                  ("subscribers_count", subscribers), ("subscribers_max", subscribers), ("messages_received", 0),
-                  ("messages_sent", 0), ("messages_dropped", 0), ("memory_usage", _memory()),
-                  ("memory_usage_max", _memory()), ("cpu_usage", "0.00"), ("cpu_usage_max", "0.00")]
+        values = [
+            ("connections_count", clients),
+            ("connections_max", clients),
+            ("sessions_count", clients),
+            ("sessions_max", clients),
+            ("topics_count", topics),
+            ("topics_max", topics),
+            ("subscribers_count", subscribers),
+            ("subscribers_max", subscribers),
+            ("messages_received", 0),
+            ("messages_sent", 0),
+            ("messages_dropped", 0),
+            ("memory_usage", _memory()),
+            ("memory_usage_max", _memory()),
+            ("cpu_usage", "0.00"),
+            ("cpu_usage_max", "0.00"),
+        ]
         lines = []
         for name, value in values:
             kind = "counter" if name.startswith("messages") else "gauge"
@@ -213,8 +264,15 @@ class Rest:
 
     def _reloadable(self) -> Reply:
         basic = self._sections()["basic"]
-        names = ("property_size", "max_packet_size", "client_max_packet_size", "msq_len", "qos_duration",
-                 "keepalive_backoff", "allow_anonymous")
+        names = (
+            "property_size",
+            "max_packet_size",
+            "client_max_packet_size",
+            "msq_len",
+            "qos_duration",
+            "keepalive_backoff",
+            "allow_anonymous",
+        )
         return _data({**{name: basic[name] for name in names}, "enable_mqtt_stream": False, "bridge_mode": False})
 
     def _configuration(self, section: str | None) -> Reply:
@@ -229,21 +287,31 @@ class Rest:
         config, http, ws = self._config, self._config.http_server, self._config.websocket
         return {
             "basic": {
-                "url": config.url, "num_taskq_thread": config.num_taskq_thread,
-                "max_taskq_thread": config.max_taskq_thread, "parallel": config.parallel,
-                "property_size": config.property_size, "daemon": config.daemon,
+                "url": config.url,
+                "num_taskq_thread": config.num_taskq_thread,
+                "max_taskq_thread": config.max_taskq_thread,
+                "parallel": config.parallel,
+                "property_size": config.property_size,
+                "daemon": config.daemon,
                 "max_packet_size": config.max_packet_size // 1024,
-                "client_max_packet_size": config.client_max_packet_size // 1024, "msq_len": config.msq_len,
-                "qos_duration": config.qos_duration, "keepalive_backoff": config.keepalive_backoff,
-                "allow_anonymous": config.allow_anonymous, "ipc_internal": config.ipc_internal,
+                "client_max_packet_size": config.client_max_packet_size // 1024,
+                "msq_len": config.msq_len,
+                "qos_duration": config.qos_duration,
+                "keepalive_backoff": config.keepalive_backoff,
+                "allow_anonymous": config.allow_anonymous,
+                "ipc_internal": config.ipc_internal,
             },
             "tls": tls_view(config.tls),
             "auth": [{"login": name, "password": password} for name, password in config.auth.users],
             "auth_http": config.auth_http,
             "websocket": {"enable": ws.enable, "tls_enable": ws.tls_enable, "url": ws.url, "tls_url": ws.tls_url},
             "http_server": {
-                "enable": http.enable, "port": http.port, "addr": http.ip_addr, "username": _or(http.username, "admin"),
-                "password": _or(http.password, "public"), "auth_type": "jwt" if http.auth_type == "jwt" else "basic",
+                "enable": http.enable,
+                "port": http.port,
+                "addr": http.ip_addr,
+                "username": _or(http.username, "admin"),
+                "password": _or(http.password, "public"),
+                "auth_type": "jwt" if http.auth_type == "jwt" else "basic",
             },
             "sqlite": config.sqlite,
             "bridge": {"nodes": []},
@@ -320,8 +388,10 @@ class Rest:
     async def _publish_batch(self, messages: object) -> Reply:
         if not isinstance(messages, list):
             return 400, {"code": BAD_JSON}
-        results = [{"topic": message.get("topics", message.get("topic")), "code": await self._publish(message)}
-                   for message in messages]
+        results = [
+            {"topic": message.get("topics", message.get("topic")), "code": await self._publish(message)}
+            for message in messages
+        ]
         return 200, {"data": results, "code": 0}
 
     def _set_sections(self, data: dict[str, Any]) -> None:
@@ -339,8 +409,14 @@ class Rest:
         config = self._config
         if isinstance(data.get("allow_anonymous"), bool):
             config.allow_anonymous = data["allow_anonymous"]
-        for name, factor in (("property_size", 1), ("max_packet_size", 1024), ("client_max_packet_size", 1024),
-                             ("msq_len", 1), ("qos_duration", 1), ("keepalive_backoff", 1)):
+        for name, factor in (
+            ("property_size", 1),
+            ("max_packet_size", 1024),
+            ("client_max_packet_size", 1024),
+            ("msq_len", 1),
+            ("qos_duration", 1),
+            ("keepalive_backoff", 1),
+        ):
             value = data.get(name)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 setattr(config, name, value * factor)

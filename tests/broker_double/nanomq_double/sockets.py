@@ -1,4 +1,5 @@
 """Sockets of the addresses in the broker's configuration."""
+
 from __future__ import annotations
 
 import socket

@@ -4,6 +4,7 @@ Clients of MQTT 3.1 and 5 are served by rewriting their packets, as far as a sec
 are dropped, reason codes added. Two manners of the real broker are put on every version: a client that is
 turned away sees its connection close, without a CONNACK; a subscription that is denied gets 0x87.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -12,7 +13,17 @@ from collections.abc import Callable
 from amqtt.adapters import ReaderAdapter, StreamWriterAdapter, WebSocketsWriter
 
 CONNECT, CONNACK, PUBLISH, PUBACK, PUBCOMP, SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK, DISCONNECT = (
-    1, 2, 3, 4, 7, 8, 9, 10, 11, 14)
+    1,
+    2,
+    3,
+    4,
+    7,
+    8,
+    9,
+    10,
+    11,
+    14,
+)
 DENIED = 0x87
 # Of the CONNACK: shared and wildcard subscriptions and their identifiers, no topic alias, packets up to 10 MiB.
 _CAPABILITIES = bytes.fromhex("0e2a01290128012200002700a00000")
@@ -39,7 +50,7 @@ class Peer:
         kind, start = packet[0] >> 4, 1
         while packet[start] & 0x80:
             start += 1
-        body = packet[start + 1:]
+        body = packet[start + 1 :]
         if kind == CONNACK and body[1]:
             return b""
         if kind == SUBACK:
@@ -201,7 +212,7 @@ def _skip_properties(data: bytes) -> bytes:
         size |= (byte & 0x7F) << shift
         shift += 7
         if not byte & 0x80:
-            return data[index + size:]
+            return data[index + size :]
 
 
 def _filters(data: bytes, *, options: bool) -> list[tuple[bytes, int]]:
