@@ -25,11 +25,13 @@ class ActionModule(ActionBase):
         del tmp
         args = dict(self._task.args)
         known = (task_vars or {}).get(REGISTERED)
-        if known and "broker_version" in known and not args.get("refresh") and not args.get("program"):
+        if known and known.get("asked") == args.get("program", "") and not args.get("refresh"):
             result.update({key: known[key] for key in known if key not in ("invocation", "failed", "changed")})
             result["changed"] = False
             return result
         result.update(
             self._execute_module(module_name="edgesec.nanomq.host_info", module_args=args, task_vars=task_vars)
         )
+        if not result.get("failed"):
+            result["asked"] = args.get("program", "")
         return result

@@ -12,6 +12,8 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 
 MODULE = "edgesec.nanomq.transaction"
+#: Seconds that a run on the host may take at most, and by which its clock may differ.
+WORK_LIMIT = 180
 #: Seconds after the deadline in which the host must have undone the change and be back.
 GRACE = 30
 
@@ -27,7 +29,13 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         del tmp
         args = self._without_secrets(dict(self._task.args))
-        result.update(self._execute_module(module_name=MODULE, module_args=args, task_vars=task_vars))
+        started = time.monotonic()
+        try:
+            result.update(self._execute_module(module_name=MODULE, module_args=args, task_vars=task_vars))
+        except AnsibleConnectionFailure as error:
+            if not args.get("confirm_within"):
+                raise
+            result.update(self._await_undo(args, "", task_vars, started + int(args["confirm_within"]), str(error)))
         if result.get("unconfirmed") and not result.get("failed"):
             result.update(self._confirm(args, result["transaction"], task_vars))
         return result
@@ -48,31 +56,41 @@ class ActionModule(ActionBase):
         """Confirm over a new connection: the one in use proves nothing, since its packets may pass as established."""
         seconds = int(args["confirm_within"])
         deadline = time.monotonic() + seconds
-        reason = "the host did not answer"
+        reason, answers = "the host did not answer", False
         try:
             self._connection.reset()
             answer = self._ask(args, task_vars, state="confirmed", transaction=transaction)
             if not answer.get("failed"):
                 return {"unconfirmed": False, "generation": answer.get("generation")}
-            reason = answer.get("msg", reason)
-            deadline = time.monotonic()  # it answers already
+            reason, answers = answer.get("msg", reason), True
         except AnsibleConnectionFailure as error:
             reason = str(error)
-        return self._await_undo(args, transaction, task_vars, deadline, reason)
+        return self._await_undo(args, transaction, task_vars, deadline, reason, answers=answers)
 
     def _await_undo(
-        self, args: dict[str, Any], transaction: str, task_vars: dict[str, Any] | None, deadline: float, reason: str
+        self,
+        args: dict[str, Any],
+        transaction: str,
+        task_vars: dict[str, Any] | None,
+        deadline: float,
+        reason: str,
+        *,
+        answers: bool = False,
     ) -> dict[str, Any]:
         """Wait until the host has undone the change, and say so."""
+        since = time.time() - int(args["confirm_within"]) - WORK_LIMIT
         self._display.warning(
             f"{args['name']}: no fresh connection after the change; waiting for the host to undo it by itself"
         )
-        time.sleep(max(0.0, deadline - time.monotonic()))
-        until = time.monotonic() + GRACE
+        if not answers:  # before the deadline it can only be asked in vain
+            time.sleep(max(0.0, deadline - time.monotonic()))
+        until = max(deadline, time.monotonic()) + GRACE
         while True:
             try:
                 self._connection.reset()
                 last = self._ask(args, task_vars, state="status").get("last", {})
+                # Cut off in the middle of the first run, its name is not known: the last that ended since is meant.
+                transaction = transaction or (last.get("id", "") if last.get("time", 0) >= since else "")
                 if last.get("id") == transaction and last.get("result") == "committed":
                     return {"unconfirmed": False}  # the confirmation got through, and only its answer was lost
                 if last.get("id") == transaction and last.get("result") == "undone":

@@ -22,6 +22,7 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Sequence
 
 from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import run
 
@@ -369,30 +370,40 @@ def probe_rest(*, port: int, address: str = "127.0.0.1", credentials: dict) -> l
 # --- the firewall -----------------------------------------------------------------------------------------------------
 
 
-def probe_nft_table(*, family: str, table: str, file: str, credentials: dict) -> list[str]:
-    """The kernel holds the table exactly as the file says.
+def probe_nft_table(*, family: str, table: str, file: str, sets: Sequence[str] = (), credentials: dict) -> list[str]:
+    """The kernel holds the table as the file says: its chains and rules, and the elements of these sets.
 
     What the file means is asked of the kernel too, in a network namespace of its own.
     """
     del credentials
-    listing = ["nft", "-s", "-t", "list", "table", family, table]
-    code, loaded = run(listing)
+    # The listing of a table leaves the elements out: those of the dynamic sets come and go.
+    listing = 'nft -s -t list table "$1" "$2" && for set in $3; do nft -s list set "$1" "$2" "$set" || exit 1; done'
+    arguments = ["sh", family, table, " ".join(sets), file]
+    code, loaded = run(["sh", "-c", listing, *arguments])
     if code != 0:
         return [f"the table {family} {table} is not loaded"]
-    script = 'nft -f "$1" && shift && exec "$@"'
-    code, meant = run(["unshare", "--net", "sh", "-c", script, "sh", file, *listing])
+    code, meant = run(["unshare", "--net", "sh", "-c", f'nft -f "$4" && {listing}', *arguments])
     if code != 0:
         return [f"{file} cannot be loaded: {meant}"]
     return [] if loaded == meant else [f"the table {family} {table} in the kernel differs from {file}"]
 
 
-def probe_unreachable(*, user: str, port: int, addresses: list[str], credentials: dict) -> list[str]:
+def probe_unreachable(
+    *, user: str, addresses: list[str], port: int = 0, ports: Sequence[int] = (), credentials: dict
+) -> list[str]:
     """An ordinary local user does not get through to a port on loopback."""
     del credentials
     try:
         account = pwd.getpwnam(user)
     except KeyError:
         return [f"there is no user {user} to try the port with"]
+    return [trouble for each in (*ports, *([port] if port else [])) for trouble in _reached(account, each, addresses)]
+
+
+def _reached(account: pwd.struct_passwd, port: int, addresses: list[str]) -> list[str]:
+    """In a child with the user's identity: which of the addresses answer. The first seven are tried."""
+    user = account.pw_name
+    addresses = addresses[:7]
     child = os.fork()
     if child == 0:
         code = 255

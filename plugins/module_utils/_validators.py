@@ -153,6 +153,10 @@ def _loopback_up() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         request = struct.pack("16sH14x", b"lo", 0x1 | 0x40)  # IFF_UP | IFF_RUNNING
         fcntl.ioctl(sock, 0x8914, request)  # SIOCSIFFLAGS
+    # The addresses of the host are not here, and a broker that is to listen on one of them must start all the same.
+    for family in ("ipv4", "ipv6"):
+        with contextlib.suppress(OSError), open(f"/proc/sys/net/{family}/ip_nonlocal_bind", "w") as handle:
+            handle.write("1")
 
 
 def _ask_throw_away(path: str, program: str, user: str, workdir: str, port: int, credentials: dict) -> dict:

@@ -131,15 +131,15 @@ options:
       rest_authorization:
         description: Value of the C(Authorization) header.
         type: str
-      mqtt_username:
-        description: A user that must be let in.
-        type: str
       mqtt_password:
-        description: The password of that user.
+        description: The password of O(mqtt_username).
         type: str
       key_passphrase:
         description: Passphrase of the TLS key.
         type: str
+  mqtt_username:
+    description: A user that must be let in, with O(credentials.mqtt_password).
+    type: str
   confirm_within:
     description:
       - Seconds in which a fresh connection must confirm the change; otherwise the host undoes it. V(0) for none.
@@ -391,16 +391,18 @@ def main() -> None:
             },
             "validators": {"type": "list", "elements": "dict", "default": []},
             "probes": {"type": "list", "elements": "dict", "default": []},
+            # The whole of it: what is logged of a dictionary is its repr, in which a secret may be spelt otherwise.
             "credentials": {
                 "type": "dict",
                 "default": {},
+                "no_log": True,
                 "options": {
                     "rest_authorization": {"type": "str", "no_log": True},
-                    "mqtt_username": {"type": "str", "no_log": False},
                     "mqtt_password": {"type": "str", "no_log": True},
                     "key_passphrase": {"type": "str", "no_log": True},
                 },
             },
+            "mqtt_username": {"type": "str"},
             "confirm_within": {"type": "int", "default": 0},
             "keep": {"type": "int", "default": 5},
         },
@@ -413,7 +415,7 @@ def main() -> None:
     check_types(module, "validators", VALIDATORS)
     check_types(module, "probes", PROBES)
     hide_secrets(module)
-    credentials = params["credentials"]
+    credentials = {**params["credentials"], "mqtt_username": params["mqtt_username"]}
     services = [Service(**item) for item in params["services"]]
     try:
         if params["state"] == "confirmed":
@@ -440,7 +442,10 @@ def main() -> None:
         )
     except OSError as error:
         module.fail_json(
-            msg=f"{params['name']}: {error} (nothing was changed)", step="prepare", undone=False, journal=[]
+            msg=f"{params['name']}: {error} (a change that was under way is undone by the next run, or by the host)",
+            step="prepare",
+            undone=False,
+            journal=[],
         )
     module.exit_json(**report(module, outcome))
 

@@ -112,6 +112,7 @@ def test_tables_of_others_are_left_alone(broker):
         "nft flush ruleset",
         "nft insert rule inet edgesec_nanomq input accept",
         "nft flush chain inet edgesec_nanomq output",
+        "nft flush set inet edgesec_nanomq mqtt_networks4",
         "systemctl stop edgesec-nanomq-firewall.service",
     ],
 )
