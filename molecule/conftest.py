@@ -23,6 +23,16 @@ def broker(request):
     return known_broker(request.param)
 
 
+@pytest.fixture(autouse=True)
+def settled(request):
+    """Wait until the broker is up: what came before may have made the real one abort, and systemd starts it again."""
+    if "broker" in request.fixturenames:
+        request.getfixturevalue("broker").run(
+            "for try in $(seq 50); do systemctl -q is-active nanomq && ss -ltnH | grep -q ':[89]883 ' && break; "
+            "sleep 0.2; done"
+        )
+
+
 @pytest.fixture(scope="session")
 def brokers():
     """All broker hosts, for what one run does to all of them."""
