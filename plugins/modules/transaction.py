@@ -336,8 +336,9 @@ def journal_since(services: list[str], since: float) -> str:
     if not services:
         return ""
     units = [word for name in services for word in ("-u", name)]
-    _code, out = run(["journalctl", "--no-pager", "-o", "cat", "-n", "20", f"--since=@{int(since)}", *units])
-    return out
+    _code, out = run(["journalctl", "--no-pager", "-o", "cat", f"--since=@{int(since)}", *units])
+    # Not by -n: together with --since, systemd 252 gives the first lines instead of the last.
+    return "\n".join(out.splitlines()[-20:])
 
 
 def check_types(module: AnsibleModule, option: str, known: dict) -> None:

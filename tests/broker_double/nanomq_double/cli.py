@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import resource
 import signal
@@ -149,6 +150,7 @@ def _start(argv: list[str], version: str) -> int:
     for line in config.warnings:
         log.write(*line.split(None, 1))
     _store_pid()
+    logging.disable(logging.CRITICAL)  # what the library inside has to say is not what the real broker would say
     try:
         asyncio.run(_run(config, version, argv, log))
     except OSError as error:
