@@ -144,9 +144,10 @@ class Client:
         )
         script = (
             f"timeout 6 mosquitto_sub {common} -C 1 -W 3 & s=$!; sleep 0.5; "
-            f"for try in 1 2 3; do timeout 5 mosquitto_pub {common} -m hello && break; done; wait $s || exit 1"
+            f"for try in 1 2 3; do timeout 5 mosquitto_pub {common} -m hello && break; done; wait $s && exit 0; "
+            f"nc -z -w 1 {address} 8883 || sleep 2.5; exit 1"
         )
-        return any(self.host.run("bash -c %s", script).stdout.strip() == "hello" for _try in range(3))
+        return any(self.host.run("bash -c %s", script).stdout.strip() == "hello" for _try in range(4))
 
 
 def openssl(directory: pathlib.Path, arguments: str) -> None:
