@@ -10,10 +10,9 @@ from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
+from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import WORK_LIMIT
 
 MODULE = "edgesec.nanomq.transaction"
-#: Seconds that a run on the host may take at most, and by which its clock may differ.
-WORK_LIMIT = 180
 #: Seconds after the deadline in which the host must have undone the change and be back.
 GRACE = 30
 
@@ -78,6 +77,7 @@ class ActionModule(ActionBase):
         answers: bool = False,
     ) -> dict[str, Any]:
         """Wait until the host has undone the change, and say so."""
+        # As long as a run on the host may take at most; its clock may differ by as much.
         since = time.time() - int(args["confirm_within"]) - WORK_LIMIT
         self._display.warning(
             f"{args['name']}: no fresh connection after the change; waiting for the host to undo it by itself"
