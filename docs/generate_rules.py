@@ -13,7 +13,7 @@ HEAD = """\
 # Rules
 
 What a hardened NanoMQ must hold to. Each rule is asked of a configuration before it is deployed (`policy_check`, in the
-role `nanomq_broker`), of a host as it is found (`audit`, in the role `nanomq_audit`), or of both.
+roles `nanomq_broker` and `nanomq_nginx`), of a host as it is found (`audit`, in the role `nanomq_audit`), or of both.
 
 By default critical and high findings stop a deployment, and the others are warnings (`nanomq_broker_fail_on`). To break
 a rule, write a waiver with a reason and an end; it holds for deployment and audit:
@@ -31,6 +31,8 @@ This page is made from the code by `python3 docs/generate_rules.py`.
 
 def asked_of(rule: _policy.Rule) -> str:
     """Where a rule is asked, in words."""
+    if rule.front:
+        return "what callers may do through a front end"
     if rule.config and rule.host:
         return "the configuration, and the host by observation"
     if rule.config:

@@ -1,7 +1,7 @@
 # Copyright: Contributors to the edgesec.nanomq collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-"""Judges a configuration on the controller, before anything is touched. Nothing runs on the host."""
+"""Judges a configuration or a front end on the controller, before anything is touched. Nothing runs on the host."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy, _schema
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _access, _policy, _schema
 
-OPTIONS = {"conf", "version", "waivers", "fail_on", "context"}
+OPTIONS = {"conf", "front", "version", "waivers", "fail_on", "context"}
+FRONT = {"roles", "clients", "anonymous"}
 FAIL_ON = ("none", *_policy.SEVERITIES)
 
 
@@ -28,12 +29,8 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         del tmp
         args = self._arguments()
-        problems = _problems(args["conf"], args["version"])
-        findings = _policy.apply_waivers(
-            _policy.evaluate_config(args["conf"], version=args["version"], context=args["context"]),
-            args["waivers"],
-            datetime.datetime.now(datetime.UTC).date(),
-        )
+        problems, found = _judge_conf(args) if args["front"] is None else _judge_front(args["front"])
+        findings = _policy.apply_waivers(found, args["waivers"], datetime.datetime.now(datetime.UTC).date())
         stopping = _policy.failing(findings, args["fail_on"], deployment=True)
         for finding in findings:
             if finding not in stopping:
@@ -45,7 +42,8 @@ class ActionModule(ActionBase):
             findings=[finding.as_dict() for finding in findings],
         )
         if problems or stopping:
-            result.update(failed=True, msg=_message(problems, stopping))
+            what = "configuration" if args["front"] is None else "front end"
+            result.update(failed=True, msg=_message(what, problems, stopping))
         return result
 
     def _arguments(self) -> dict[str, Any]:
@@ -54,8 +52,14 @@ class ActionModule(ActionBase):
         unknown = sorted(set(args) - OPTIONS)
         if unknown:
             raise AnsibleActionFail(f"policy_check has no option {', '.join(unknown)}")
-        if not isinstance(args.get("conf"), dict):
-            raise AnsibleActionFail("policy_check: conf must be a dictionary that mirrors nanomq.conf")
+        given = [name for name in ("conf", "front") if name in args]
+        if len(given) != 1 or not isinstance(args[given[0]], dict):
+            raise AnsibleActionFail(
+                "policy_check: needs either conf, a dictionary that mirrors nanomq.conf, or front, a dictionary"
+            )
+        unknown = sorted(set(args.get("front") or ()) - FRONT, key=str)
+        if unknown:
+            raise AnsibleActionFail(f"policy_check: front has no {', '.join(map(str, unknown))}")
         waivers, context = args.get("waivers") or [], args.get("context") or {}
         if not isinstance(waivers, list) or not isinstance(context, dict):
             raise AnsibleActionFail("policy_check: waivers must be a list, and context a dictionary")
@@ -63,12 +67,30 @@ class ActionModule(ActionBase):
         if fail_on not in FAIL_ON:
             raise AnsibleActionFail(f"policy_check: fail_on must be one of {', '.join(FAIL_ON)}")
         return {
-            "conf": args["conf"],
+            "conf": args.get("conf"),
+            "front": args.get("front"),
             "version": str(args.get("version") or ""),
             "waivers": waivers,
             "context": context,
             "fail_on": fail_on,
         }
+
+
+def _judge_conf(args: dict[str, Any]) -> tuple[list, list[_policy.Finding]]:
+    conf, version = args["conf"], args["version"]
+    return _problems(conf, version), _policy.evaluate_config(conf, version=version, context=args["context"])
+
+
+def _judge_front(front: dict) -> tuple[list, list[_policy.Finding]]:
+    declared, clients, anonymous = front.get("roles", {}), front.get("clients", []), front.get("anonymous", [])
+    problems = _access.problems(declared, clients, anonymous)
+    if problems:
+        return problems, []
+    every = _access.roles(declared)
+    # A role that is declared counts, also while nobody has it: it was declared to be given.
+    held = {*declared, *anonymous, *(client["role"] for client in clients)}
+    calls = {name: every[name] for name in sorted(held)}
+    return problems, _policy.evaluate_front({"roles": calls, "anonymous": anonymous})
 
 
 def _problems(conf: dict, version: str) -> list:
@@ -86,12 +108,12 @@ def _line(finding: _policy.Finding) -> str:
     return str(finding)
 
 
-def _message(problems: list, findings: list[_policy.Finding]) -> str:
+def _message(what: str, problems: list, findings: list[_policy.Finding]) -> str:
     """One message with all that must be set right."""
     count = len(problems) + len(findings)
-    lines = [f"the configuration breaks {count} rule{'s' * (count != 1)}; nothing was touched"]
+    lines = [f"the {what} breaks {count} rule{'s' * (count != 1)}; nothing was touched"]
     lines += [f"- {problem}" for problem in problems]
-    if problems:
+    if problems and what == "configuration":
         lines.append("    -> Set it right where it comes from: nanomq_broker_settings, or the role's variable for it")
     for finding in findings:
         lines.append(f"- {finding.id} ({finding.severity}) {finding.title}")

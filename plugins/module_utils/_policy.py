@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _schema
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _access, _schema
 
 SEVERITIES = ("low", "medium", "high", "critical")
 LAYERS = {
@@ -75,6 +75,7 @@ class Rule:
 
     config: ``(conf, context) -> evidence``, of a configuration; context: {"version": str, "firewall": bool, ...}
     host: ``(observation) -> evidence``, of a host; raises NotObserved
+    front: ``(declaration) -> evidence``, of who may do what through a front end; see `evaluate_front`
     blocking: whether its finding can stop a deployment; what only another version cures does not
     """
 
@@ -86,6 +87,7 @@ class Rule:
     source: str
     config: Check | None = None
     host: Check | None = None
+    front: Check | None = None
     blocking: bool = True
 
     @property
@@ -144,6 +146,16 @@ def _host_rule(identifier: str, severity: str, title: str, **more: Any) -> Calla
 
     def decorate(check: Check) -> Check:
         _RULES[identifier] = Rule(identifier, severity, title, host=check, **more)
+        return check
+
+    return decorate
+
+
+def _front_rule(identifier: str, severity: str, title: str, **more: Any) -> Callable[[Check], Check]:
+    """Register a rule about what callers may do through a front end."""
+
+    def decorate(check: Check) -> Check:
+        _RULES[identifier] = Rule(identifier, severity, title, front=check, **more)
         return check
 
     return decorate
@@ -1182,6 +1194,83 @@ def _dropped_rule(conf: dict, context: dict) -> Iterator[str]:
 # --- access control: the service --------------------------------------------------------------------------------------
 
 
+_TAKE_OUT = "Take the call out of nanomq_nginx_roles; on the host itself root can make it"
+
+
+@_front_rule(
+    "NMQ-ACL-010",
+    "critical",
+    "Callers may read the broker's secrets",
+    why="GET configuration answers with the private key of TLS, the passwords of all users and those of bridges.",
+    remedy=_TAKE_OUT,
+    source="trials: GET configuration/tls, /auth, /http_server and /bridge show them in clear",
+)
+def _reads_secrets(front: dict) -> Iterator[str]:
+    return _access.hazardous(front, "NMQ-ACL-010")
+
+
+@_front_rule(
+    "NMQ-ACL-011",
+    "critical",
+    "Callers may change the configuration that runs",
+    why="One call lets anonymous clients in, or sets the password of REST, and nothing in the file tells of it. One "
+    "with a wrong key ends the broker.",
+    remedy=_TAKE_OUT,
+    source="trials: POST reload {allow_anonymous: true} takes effect at once; POST configuration/auth crashes on the "
+    "names that GET gives",
+)
+def _changes_configuration(front: dict) -> Iterator[str]:
+    return _access.hazardous(front, "NMQ-ACL-011")
+
+
+@_front_rule(
+    "NMQ-ACL-012",
+    "critical",
+    "Callers may write the configuration file",
+    why="The body is written over the file as it is, and a body that does not parse ends the broker.",
+    remedy=_TAKE_OUT,
+    source="trials: POST config_update",
+)
+def _writes_file(front: dict) -> Iterator[str]:
+    return _access.hazardous(front, "NMQ-ACL-012")
+
+
+@_front_rule(
+    "NMQ-ACL-013",
+    "high",
+    "Callers may add rules",
+    why="A rule without its fields ends the broker, and a rule sends messages wherever it says.",
+    remedy=_TAKE_OUT,
+    source="trials: POST rules {} is a segmentation fault where the rule engine is built in",
+)
+def _adds_rules(front: dict) -> Iterator[str]:
+    return _access.hazardous(front, "NMQ-ACL-013")
+
+
+@_front_rule(
+    "NMQ-ACL-014",
+    "high",
+    "Callers may stop the broker or take it from its supervisor",
+    why="A restart by REST leaves a process that systemd does not know, outside of its sandbox and its limits.",
+    remedy=_TAKE_OUT,
+    source="trials: POST ctrl/restart ends the original process, and a new one runs without a supervisor",
+)
+def _controls(front: dict) -> Iterator[str]:
+    return _access.hazardous(front, "NMQ-ACL-014")
+
+
+@_front_rule(
+    "NMQ-ACL-015",
+    "medium",
+    "Callers without a certificate have a role",
+    why="A token is all they need, and the broker takes it for 200 seconds after it has expired and cannot revoke it.",
+    remedy="Give nanomq_nginx_clients their certificates, and leave nanomq_nginx_anonymous_roles empty",
+    source="trials: the broker checks neither nbf nor jti, and tolerates 200 s after exp",
+)
+def _anonymous_roles(front: dict) -> Iterator[str]:
+    return (f"nanomq_nginx_anonymous_roles: {name}" for name in front.get("anonymous", []))
+
+
 @_rule(
     "NMQ-SVC-001",
     "high",
@@ -1680,6 +1769,19 @@ def evaluate_config(conf: dict, *, version: str | None = None, context: dict | N
     found = []
     for rule in RULES.values():
         evidence = list(rule.config(conf, context)) if rule.config else []
+        if evidence:
+            found.append(_finding(rule, evidence))
+    return by_severity(found)
+
+
+def evaluate_front(front: dict) -> list[Finding]:
+    """What is wrong with what callers may do through a front end that is about to be deployed.
+
+    front: {"roles": {name: [call]} of the roles that somebody has, "anonymous": [role of those without certificate]}
+    """
+    found = []
+    for rule in RULES.values():
+        evidence = list(rule.front(front)) if rule.front else []
         if evidence:
             found.append(_finding(rule, evidence))
     return by_severity(found)

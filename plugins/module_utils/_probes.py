@@ -24,6 +24,8 @@ import struct
 import time
 from collections.abc import Sequence
 
+from ansible_collections.edgesec.nanomq.plugins.module_utils._nginx import probe_crl, probe_https, probe_tls
+from ansible_collections.edgesec.nanomq.plugins.module_utils._sshd import probe_sshd
 from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import run
 
 TIMEOUT = 3.0
@@ -440,4 +442,8 @@ PROBES = {
     "rest": probe_rest,
     "nft_table": probe_nft_table,
     "unreachable": probe_unreachable,
+    "sshd": probe_sshd,
+    "https": probe_https,
+    "tls": probe_tls,
+    "crl": probe_crl,
 }

@@ -11,29 +11,26 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import pwd
 import shutil
 import signal
-import socket
-import struct
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _hocon
+from ansible_collections.edgesec.nanomq.plugins.module_utils._namespaces import in_namespaces
+from ansible_collections.edgesec.nanomq.plugins.module_utils._nginx import validate_crl, validate_nginx
 from ansible_collections.edgesec.nanomq.plugins.module_utils._probes import rest_get, rest_status
+from ansible_collections.edgesec.nanomq.plugins.module_utils._sshd import validate_sshd
 from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import TransactionError, run
 
 #: Seconds that a throw-away broker gets to answer. The real one needs about 0.05.
 START_LIMIT = 10.0
 
-_CLONE_NEWNS = 0x00020000
-_CLONE_NEWNET = 0x40000000
-_MS_REC_PRIVATE = 0x4000 | 0x40000
-_PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1
 
 
 def run_validators(validators: list[dict], staged: dict[str, str], credentials: dict) -> None:
@@ -63,8 +60,13 @@ def validate_systemd(*, file: str, staged: dict[str, str], credentials: dict) ->
         raise TransactionError(f"systemd does not understand {file}: {'; '.join(lines)}")
 
 
-def validate_key_pair(*, certificate: str, key: str, ca: str, staged: dict[str, str], credentials: dict) -> None:
-    """The key belongs to the certificate. The broker itself would listen and fail every handshake in silence."""
+def validate_key_pair(
+    *, certificate: str, key: str, ca: str, variables: str, staged: dict[str, str], credentials: dict
+) -> None:
+    """The key belongs to the certificate. The broker itself would listen and fail every handshake in silence.
+
+    variables: those of the role that name the two, for the message
+    """
     import ssl
 
     certificate, key, ca = (staged.get(path, path) for path in (certificate, key, ca))
@@ -74,8 +76,7 @@ def validate_key_pair(*, certificate: str, key: str, ca: str, staged: dict[str, 
     except (OSError, ValueError) as error:
         raise TransactionError(
             f"the certificate {certificate} and the key {key} do not make a pair: {_reason(error)}. "
-            "Give the key that the certificate was made for (nanomq_broker_tls_key_path, "
-            "nanomq_broker_tls_certificate_path)"
+            f"Give the key that the certificate was made for ({variables})"
         ) from error
     try:
         context.load_verify_locations(cafile=ca)
@@ -112,51 +113,6 @@ def validate_nanomq(
     differences = compare(meant, result.get("loaded", {}))
     if differences:
         raise TransactionError("NanoMQ would not do what this configuration means: " + "; ".join(differences))
-
-
-def in_namespaces(action: Callable[[], dict]) -> dict:
-    """Run an action in a child with a network, a mount table and a /tmp of its own. It dies with this process."""
-    reader, writer = os.pipe()
-    parent = os.getpid()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(reader)
-            libc = ctypes.CDLL(None, use_errno=True)
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
-            result = {"error": "cannot make namespaces for a throw-away instance"}
-            if libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET) == 0:
-                libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None)
-                libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, b"mode=1777,size=16m")
-                _loopback_up()
-                result = action()
-            data = json.dumps(result).encode()
-        except TransactionError as error:
-            data = json.dumps({"error": str(error)}).encode()
-        except BaseException as error:  # the child must never return into the caller's code
-            data = json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()
-        try:
-            with os.fdopen(writer, "wb") as handle:
-                handle.write(data)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as handle:
-        data = handle.read()
-    os.waitpid(child, 0)
-    return json.loads(data) if data else {"error": "the throw-away instance was killed"}
-
-
-def _loopback_up() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        request = struct.pack("16sH14x", b"lo", 0x1 | 0x40)  # IFF_UP | IFF_RUNNING
-        fcntl.ioctl(sock, 0x8914, request)  # SIOCSIFFLAGS
-    # The addresses of the host are not here, and a broker that is to listen on one of them must start all the same.
-    for family in ("ipv4", "ipv6"):
-        with contextlib.suppress(OSError), open(f"/proc/sys/net/{family}/ip_nonlocal_bind", "w") as handle:
-            handle.write("1")
 
 
 def _ask_throw_away(path: str, program: str, user: str, workdir: str, port: int, credentials: dict) -> dict:
@@ -201,7 +157,7 @@ def _start(path: str, program: str, user: str, workdir: str) -> tuple[int, str]:
     broker = os.fork()
     if broker == 0:
         try:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             os.setsid()
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(fd, 1)
@@ -210,7 +166,7 @@ def _start(path: str, program: str, user: str, workdir: str) -> tuple[int, str]:
             os.setgid(account.pw_gid)
             os.setuid(account.pw_uid)
             # Set again: a change of identity clears it.
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             os.chdir(workdir if os.path.isdir(workdir) else "/")
             os.close(os.open(path, os.O_RDONLY))  # what the broker cannot read it replaces by its open defaults
             environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
@@ -305,5 +261,8 @@ VALIDATORS = {
     "nanomq": validate_nanomq,
     "key_pair": validate_key_pair,
     "nft": validate_nft,
+    "nginx": validate_nginx,
+    "crl": validate_crl,
+    "sshd": validate_sshd,
     "systemd": validate_systemd,
 }

@@ -80,6 +80,20 @@ ssh_port:
   description: Port of the ssh server that the operator is connected to, 0 where it is not by ssh.
   returned: success
   type: int
+ssh_host_key:
+  description: Public host key of the ssh server, Ed25519 where it has one, empty where there is none.
+  returned: success
+  type: str
+  sample: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA...
+nginx_version:
+  description: Version of nginx, empty where none is installed.
+  returned: success
+  type: str
+  sample: 1.22.1
+nginx_stream:
+  description: Whether nginx has its stream module, built in or to be loaded.
+  returned: success
+  type: bool
 """
 
 import base64
@@ -92,9 +106,10 @@ import shutil
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.edgesec.nanomq.plugins.module_utils._namespaces import in_namespaces
 from ansible_collections.edgesec.nanomq.plugins.module_utils._probes import rest_get
 from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import run
-from ansible_collections.edgesec.nanomq.plugins.module_utils._validators import in_namespaces, throw_away
+from ansible_collections.edgesec.nanomq.plugins.module_utils._validators import throw_away
 
 VERSION_CONF = """\
 system {{
@@ -202,6 +217,29 @@ def existing_groups() -> list[str]:
     return [name for name in GROUPS if name in found]
 
 
+def ssh_host_key(directory: str = "/etc/ssh") -> str:
+    """Kind and key of the public host key, without its comment."""
+    for kind in ("ed25519", "ecdsa", "rsa"):
+        try:
+            with open(os.path.join(directory, f"ssh_host_{kind}_key.pub")) as handle:
+                return " ".join(handle.read().split()[:2])
+        except OSError:
+            continue
+    return ""
+
+
+def nginx() -> tuple[str, bool]:
+    """(version, whether it has the stream module) of nginx, or ("", False)."""
+    program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin")
+    if not program:
+        return "", False
+    _code, out = run([program, "-V"])
+    version = re.search(r"nginx/(\d+\.\d+\.\d+)", out)
+    modules = re.search(r"--modules-path=(\S+)", out)
+    loadable = bool(modules) and os.path.exists(os.path.join(modules.group(1), "ngx_stream_module.so"))
+    return version.group(1) if version else "", loadable or "--with-stream " in out + " "
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -220,6 +258,7 @@ def main() -> None:
     if program and not version:
         version = running_version(program)
     client, port = ssh_connection()
+    nginx_version, nginx_stream = nginx()
     module.exit_json(
         changed=False,
         os_id=release.get("ID", ""),
@@ -231,6 +270,9 @@ def main() -> None:
         groups=existing_groups(),
         ssh_client=client,
         ssh_port=port,
+        ssh_host_key=ssh_host_key(),
+        nginx_version=nginx_version,
+        nginx_stream=nginx_stream,
     )
 
 

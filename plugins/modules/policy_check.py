@@ -16,9 +16,28 @@ description:
   - The rules are listed in C(docs/rules.md).
 options:
   conf:
-    description: The configuration, as a nested dictionary that mirrors C(nanomq.conf). It is never shown.
+    description:
+      - The configuration, as a nested dictionary that mirrors C(nanomq.conf). It is never shown.
+      - Either this or O(front) is required.
     type: dict
-    required: true
+  front:
+    description: Who may call what through a front end, instead of O(conf).
+    type: dict
+    suboptions:
+      roles:
+        description: Roles that are declared, and for each a list of calls such as C(GET /metrics).
+        type: dict
+        default: {}
+      clients:
+        description: Who has which role, as in C(nanomq_nginx_clients).
+        type: list
+        elements: dict
+        default: []
+      anonymous:
+        description: Roles of callers without a certificate.
+        type: list
+        elements: str
+        default: []
   version:
     description: Version of the broker that will read the configuration. Empty where it is not known.
     type: str

@@ -16,7 +16,7 @@ import sys
 
 import pytest
 import yaml
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy, _schema
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _access, _policy, _schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -195,6 +195,69 @@ def test_the_hardened_configuration_is_one_that_the_schema_takes():
 @pytest.mark.parametrize(("rule", "changes", "also"), BROKEN)
 def test_a_broken_rule_is_found_and_no_other(rule, changes, also):
     assert ids(changed(changes)) == {rule, *also}
+
+
+# (rule, what callers may do through a front end)
+FRONT_BROKEN = [
+    ("NMQ-ACL-010", {"roles": {"own": ["GET /configuration"]}}),
+    ("NMQ-ACL-010", {"roles": {"own": ["GET /configuration/auth"]}}),
+    ("NMQ-ACL-010", {"roles": {"own": ["GET /configuration/*"]}}),
+    ("NMQ-ACL-010", {"roles": {"own": ["GET /*"]}}),
+    ("NMQ-ACL-011", {"roles": {"own": ["POST /reload"]}}),
+    ("NMQ-ACL-011", {"roles": {"own": ["POST /configuration"]}}),
+    ("NMQ-ACL-011", {"roles": {"own": ["POST /configuration/basic"]}}),
+    ("NMQ-ACL-012", {"roles": {"own": ["POST /config_update"]}}),
+    ("NMQ-ACL-013", {"roles": {"own": ["POST /rules"]}}),
+    ("NMQ-ACL-014", {"roles": {"own": ["POST /ctrl/restart"]}}),
+    ("NMQ-ACL-014", {"roles": {"own": ["POST /ctrl/*"]}}),
+    ("NMQ-ACL-015", {"anonymous": ["viewer"]}),
+]
+# (rule, what looks alike and is sound)
+FRONT_CLEAN = [
+    ("NMQ-ACL-010", {"roles": {"own": ["GET /config", "GET /configuration/a/b", "PUT /configuration"]}}),
+    ("NMQ-ACL-011", {"roles": {"own": ["GET /reload", "POST /reload/x"]}}),
+    ("NMQ-ACL-012", {"roles": {"own": ["GET /config_update"]}}),
+    ("NMQ-ACL-013", {"roles": {"own": ["GET /rules", "PUT /rules/*", "DELETE /rules/*", "POST /rules/*"]}}),
+    ("NMQ-ACL-014", {"roles": {"own": ["POST /ctrl", "GET /ctrl/restart"]}}),
+    ("NMQ-ACL-015", {"roles": dict(_access.ROLES), "anonymous": []}),
+]
+
+
+@pytest.mark.parametrize(("rule", "front"), FRONT_BROKEN)
+def test_a_front_end_that_breaks_a_rule_is_found_and_no_other(rule, front):
+    (finding,) = _policy.evaluate_front(front)
+    (evidence,) = finding.evidence
+    assert finding.id == rule
+    given = front.get("anonymous") or front["roles"]["own"]
+    assert evidence.endswith(f": {given[0]}")
+    assert evidence.startswith("nanomq_nginx_")
+
+
+@pytest.mark.parametrize(("rule", "front"), FRONT_CLEAN)
+def test_a_sound_front_end_is_not_reported(rule, front):
+    assert _policy.evaluate_front(front) == []
+    assert _policy.evaluate_front({}) == []
+
+
+def test_all_that_a_front_end_breaks_is_found_at_once_the_worst_first():
+    calls = [call for hazards in _access.HAZARDS.values() for call in hazards]
+    findings = _policy.evaluate_front({"roles": {"one": calls, "two": calls}, "anonymous": ["viewer", "publisher"]})
+    assert {finding.id for finding in findings} == {rule for rule, _front in FRONT_BROKEN}
+    assert [finding.severity for finding in findings] == ["critical"] * 3 + ["high"] * 2 + ["medium"]
+    assert sum(len(finding.evidence) for finding in findings) == 2 * len(calls) + 2
+
+
+def test_every_rule_for_front_ends_has_both_and_is_asked_of_nothing_else():
+    asked = {rule.id for rule in _policy.RULES.values() if rule.front}
+    assert asked >= set(_access.HAZARDS)
+    assert {rule for rule, _front in FRONT_BROKEN} == asked
+    assert {rule for rule, _front in FRONT_CLEAN} == asked
+    assert not [rule for rule in asked if _policy.RULES[rule].config or _policy.RULES[rule].host]
+
+
+def test_every_rule_is_asked_of_something():
+    idle = {rule.id for rule in _policy.RULES.values() if not (rule.config or rule.host or rule.front)}
+    assert idle == {rule for rule in _policy.RULES if rule.startswith("NMQ-WVR")}
 
 
 def test_every_rule_for_configurations_is_broken_by_a_test():
