@@ -419,7 +419,8 @@ def test_a_front_end_with_anonymous_roles_lets_callers_by_to_the_broker(ask):
 
 
 @pytest.mark.parametrize(
-    "answer", [(200, b"two\n"), (200, b""), (200, b"xone"), (404, b"one"), (502, b"one"), (200, b"\xff")]
+    "answer",
+    [(200, b"two\n"), (200, b""), (200, b"xone"), (200, b"onetwo"), (404, b"one"), (502, b"one"), (200, b"\xff")],
 )
 def test_an_old_configuration_is_seen_and_nothing_else_is_asked(ask, answer):
     (failing,) = ask({**GOOD, GENERATION: answer})

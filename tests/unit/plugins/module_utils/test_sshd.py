@@ -214,7 +214,7 @@ def test_a_drop_in_that_means_what_it_says_passes(host):
 
 def test_a_drop_in_that_changes_others_is_refused(host):
     host.users["root"][1] = {"x": ["2"], "y": ["1"]}
-    with pytest.raises(TransactionError, match="x would change for root.*; y would change for root"):
+    with pytest.raises(TransactionError, match=r"x would change for root.*; y would change for root"):
         host.validate()
 
 
