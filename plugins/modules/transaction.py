@@ -108,6 +108,10 @@ options:
         description: Whether it is to start at boot.
         type: bool
         default: true
+      keep_enabled:
+        description: Leave it as it is whether it starts at boot, whatever O(services[].enabled) says.
+        type: bool
+        default: false
       on_change:
         description: How it takes up a changed set. Where its unit is among the changes, it is restarted in any case.
         type: str
@@ -289,6 +293,11 @@ def entries(module: AnsibleModule) -> list[Entry]:
     return result
 
 
+def wanted_service(item: dict) -> Service:
+    enabled = None if item["keep_enabled"] else item["enabled"]
+    return Service(item["name"], state=item["state"], enabled=enabled, on_change=item["on_change"])
+
+
 def shown(content: bytes | None, how: str) -> str:
     """A content as --diff may show it."""
     if content is None:
@@ -387,6 +396,7 @@ def main() -> None:
                     "name": {"type": "str", "required": True},
                     "state": {"type": "str", "choices": ["started", "stopped"], "default": "started"},
                     "enabled": {"type": "bool", "default": True},
+                    "keep_enabled": {"type": "bool", "default": False},
                     "on_change": {"type": "str", "choices": ["restart", "reload"], "default": "restart"},
                 },
             },
@@ -417,7 +427,7 @@ def main() -> None:
     check_types(module, "probes", PROBES)
     hide_secrets(module)
     credentials = {**params["credentials"], "mqtt_username": params["mqtt_username"]}
-    services = [Service(**item) for item in params["services"]]
+    services = [wanted_service(item) for item in params["services"]]
     try:
         if params["state"] == "confirmed":
             module.exit_json(changed=True, generation=confirm(params["name"], params["transaction"]))
