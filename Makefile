@@ -56,8 +56,9 @@ molecule: $(VENV)/.test $(INSTALLED) ## Scenarios on test hosts (SCENARIOS="defa
 	@tests/lab/run-scenarios $(SCENARIOS)
 
 .PHONY: bench
-bench: $(VENV)/.test $(INSTALLED) ## Measure against the same job done with stock modules
+bench: $(VENV)/.test $(INSTALLED) ## Measure against the same job done with stock modules, and nginx against other front ends
 	@bench/run
+	@bench/front
 
 .PHONY: build
 build: $(TARBALL) ## Build the collection's tarball
