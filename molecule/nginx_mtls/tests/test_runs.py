@@ -29,7 +29,7 @@ def test_the_steady_state_changes_nothing_and_is_cheap(callers):
 def test_check_mode_changes_nothing(fleet):
     snapshot = (
         "find /etc/nginx /etc/nanomq /etc/edgesec-nanomq /etc/systemd/system /var/log/nginx "
-        "-printf '%%p %%m %%u %%T@\\n' | grep -v '[.]log ' | sort; systemctl show -p MainPID nginx"
+        "-printf '%p %m %u %T@\\n' | grep -v '[.]log ' | sort; systemctl show -p MainPID nginx"
     )
     before = [broker.check_output(snapshot) for broker in fleet]
     run = front.harden("--check", "--diff", hosts=front.FLEET)
@@ -55,7 +55,7 @@ def test_tampering_is_found_and_repaired(fleet):
     """A rule that was loosened by hand, and a service that was stopped and disabled."""
     for broker in fleet:
         broker.check_output("sed -i 's/403/200/g' /etc/nginx/conf.d/edgesec-nanomq.conf")
-        broker.check_output("systemctl reload nginx")
+        broker.check_output("systemctl reload nginx && sleep 1")
         assert front.statuses(broker, None, [("GET", "/api/v4/metrics")]) == [200]
     run = front.harden(hosts=front.FLEET)
     assert [run.recap(broker.name)["changed"] for broker in fleet] == [1, 1], run.output
