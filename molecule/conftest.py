@@ -5,16 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from scenario import HOSTS, INVENTORY, Client, broker_names, connect, inventory, openssl, pki
-
-
-def known_broker(name: str):
-    """A broker host, with its name and addresses."""
-    host = connect(name)
-    host.name = name
-    host.ipv4 = inventory()[name]["lab_ipv4"]
-    host.ipv6 = inventory()[name]["lab_ipv6"]
-    return host
+from scenario import HOSTS, INVENTORY, Client, broker_names, connect, known_broker, openssl, pki
 
 
 @pytest.fixture(scope="session", params=broker_names() if INVENTORY else [])

@@ -13,9 +13,11 @@ import shlex
 import subprocess
 import time
 
+import jwt
 import pytest
 import testinfra
 import yaml
+from cryptography.hazmat.primitives import serialization
 
 SHARED = pathlib.Path(__file__).resolve().parent
 INVENTORY = os.environ.get("EDGESEC_LAB_INVENTORY", "")
@@ -107,6 +109,42 @@ def harden(*arguments: str, **options) -> Play:
 
 def connect(name: str):
     return testinfra.get_host(f"ansible://{name}?ansible_inventory={INVENTORY}")
+
+
+def known_broker(name: str):
+    """A broker host, with its name and addresses."""
+    host = connect(name)
+    host.name = name
+    host.ipv4 = inventory()[name]["lab_ipv4"]
+    host.ipv6 = inventory()[name]["lab_ipv6"]
+    return host
+
+
+def private_key():
+    """The key that signs tokens, which the controller alone has."""
+    passphrase = HOSTS["nanomq_pki_jwt_passphrase"].encode()
+    return serialization.load_pem_private_key((pki() / "jwt/fleet.key").read_bytes(), passphrase)
+
+
+def issuer() -> str:
+    public = private_key().public_key()
+    der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return f"jwt-{hashlib.sha256(der).hexdigest()[:8]}.pub"
+
+
+def token(seconds: int = 300) -> str:
+    """A token that the brokers take."""
+    return jwt.encode({"iss": issuer(), "exp": int(time.time()) + seconds}, private_key(), "RS256")
+
+
+def eventually(what, seconds: float = 15) -> bool:
+    """Whether something comes true within a time."""
+    until = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 @dataclasses.dataclass

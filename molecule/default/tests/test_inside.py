@@ -13,22 +13,10 @@ from base64 import urlsafe_b64encode
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from scenario import HOSTS, pki
+from scenario import issuer, pki, private_key
 
 URL = "http://127.0.0.1:8081/api/v4/brokers"
-
-
-def private_key():
-    passphrase = HOSTS["nanomq_pki_jwt_passphrase"].encode()
-    return serialization.load_pem_private_key((pki() / "jwt/fleet.key").read_bytes(), passphrase)
-
-
-def issuer() -> str:
-    public = private_key().public_key()
-    der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return f"jwt-{hashlib.sha256(der).hexdigest()[:8]}.pub"
 
 
 def claims(**changes) -> dict:

@@ -17,31 +17,22 @@ import front
 import scenario
 
 
-def known(name: str):
-    """A broker host, with its name and addresses."""
-    host = scenario.connect(name)
-    host.name = name
-    host.ipv4 = scenario.inventory()[name]["lab_ipv4"]
-    host.ipv6 = scenario.inventory()[name]["lab_ipv6"]
-    return host
-
-
 @pytest.fixture(scope="session", params=["bookworm", "trixie"] if scenario.INVENTORY else [])
 def broker(request, callers):
     """Each host whose nginx is the collection's own."""
-    return known(request.param)
+    return scenario.known_broker(request.param)
 
 
 @pytest.fixture(scope="session")
 def fleet(callers):
     """All of these at once, for what one run does to all of them."""
-    return [known(name) for name in ("bookworm", "trixie")]
+    return [scenario.known_broker(name) for name in ("bookworm", "trixie")]
 
 
 @pytest.fixture(scope="session")
 def neighbour(callers):
     """The host whose nginx is somebody else's."""
-    return known("neighbour")
+    return scenario.known_broker("neighbour")
 
 
 @pytest.fixture(scope="session")

@@ -5,18 +5,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import re
 import secrets
 import subprocess
-import time
 
-import jwt
 import scenario
-from cryptography.hazmat.primitives import serialization
-from scenario import HOSTS, pki
 
 HERE = pathlib.Path(__file__).resolve().parent
 OWN_INVENTORY = HERE.parent / "inventory/hosts.yml"
@@ -66,18 +61,8 @@ def answers(broker, certificate: str | None, calls: list[tuple], source: str = "
     return [tuple(pair) for pair in answer["answers"]]
 
 
-def token() -> str:
-    """A token that the brokers take."""
-    key = serialization.load_pem_private_key(
-        (pki() / "jwt/fleet.key").read_bytes(), HOSTS["nanomq_pki_jwt_passphrase"].encode()
-    )
-    der = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    issuer = f"jwt-{hashlib.sha256(der).hexdigest()[:8]}.pub"
-    return jwt.encode({"iss": issuer, "exp": int(time.time()) + 600}, key, "RS256")
-
-
 def with_token() -> dict[str, str]:
-    return {"Authorization": f"Bearer {token()}"}
+    return {"Authorization": f"Bearer {scenario.token(600)}"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import urllib.parse
 import attempts
 import front
 import pytest
+import scenario
 from scenario import USERS
 
 #: All that a viewer may have, as the broker sees it.
@@ -38,7 +39,7 @@ def state(broker):
 
     def observed() -> dict:
         command = "curl --silent --max-time 5 --header %s http://127.0.0.1:8081/api/v4/configuration"
-        text = broker.check_output(command, f"Authorization: Bearer {front.token()}")
+        text = broker.check_output(command, f"Authorization: Bearer {scenario.token(600)}")
         return {"configuration": json.loads(text)["data"], "pid": front.main_pid(broker)}
 
     before = observed()
@@ -53,7 +54,7 @@ def secrets_in(answer: str) -> list[str]:
 
 @pytest.mark.parametrize("certificate", ["viewer", None])
 def test_no_request_of_http_1_gets_around_the_roles(broker, recorder, state, certificate):
-    texts = attempts.raw(broker.name, front.token())
+    texts = attempts.raw(broker.name, scenario.token(600))
     assert len(set(texts)) >= FEWEST
     recorder.streams()
     tried = [front.to(broker, "raw", certificate=certificate, data=text) for text in texts]
@@ -73,7 +74,7 @@ def test_no_request_of_http_1_gets_around_the_roles(broker, recorder, state, cer
 
 @pytest.mark.parametrize("certificate", ["viewer", None])
 def test_no_request_of_http_2_gets_around_the_roles(broker, recorder, state, certificate):
-    streams = attempts.streams(broker.name, front.token())
+    streams = attempts.streams(broker.name, scenario.token(600))
     plain = {
         "headers": [[":method", "GET"], [":scheme", "https"], [":authority", broker.name], [":path", attempts.ALLOWED]]
     }

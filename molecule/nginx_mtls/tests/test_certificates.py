@@ -9,6 +9,7 @@ import json
 import certificates
 import front
 import pytest
+import scenario
 from scenario import pki
 
 METRICS = "/api/v4/metrics"
@@ -115,7 +116,7 @@ def test_the_operators_authority_is_the_fleets_no_more_than_it_is_a_devices(call
 
 def test_the_log_tells_who_came_and_never_what_opens_the_door(outsider, broker):
     log = "/var/log/nginx/edgesec-nanomq.access.log"
-    token = front.token()
+    token = scenario.token(600)
     before = int(broker.check_output(f"wc -l < {log}"))
     header = {"Authorization": f"Bearer {token}"}
     assert front.statuses(broker, "viewer", [("GET", METRICS + "?x=1", header)]) == [200]

@@ -25,8 +25,7 @@ def through_nginx():
     assert run.status == 0, run.output
     again = harden(hosts=name, **THROUGH_NGINX)
     assert again.recap(name)["changed"] == 0, again.output
-    host = scenario.connect(name)
-    host.name, host.ipv4 = name, scenario.inventory()[name]["lab_ipv4"]
+    host = scenario.known_broker(name)
     yield host
     back = harden(hosts=name)
     assert back.status == 0, back.output

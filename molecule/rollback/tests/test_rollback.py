@@ -8,7 +8,7 @@ import time
 
 import pytest
 import scenario
-from scenario import USERS, harden
+from scenario import USERS, eventually, harden
 
 #: Never a password of the hosts, so that a login tells which configuration is in force.
 NEW_USERS = {**USERS, "operator": "another-operator-password"}
@@ -31,16 +31,6 @@ def in_force(client, broker) -> str:
     if stranger or anonymous or old == new:
         return f"old={old} new={new} stranger={stranger} anonymous={anonymous}"
     return "old" if old else "new"
-
-
-def eventually(what, seconds: int = 15) -> bool:
-    """Whether something comes true within a time."""
-    until = time.monotonic() + seconds
-    while not what():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.5)
-    return True
 
 
 def leftovers(broker) -> str:

@@ -5,15 +5,13 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import shlex
 import time
 
-import jwt
 import pytest
 import scenario
-from cryptography.hazmat.primitives import serialization
-from tunnel import ACCOUNT, KEYS, OPTIONS, apply, eventually, rest, ssh
+from scenario import eventually
+from tunnel import ACCOUNT, KEYS, OPTIONS, apply, rest, ssh
 
 
 @pytest.fixture
@@ -21,20 +19,10 @@ def other(broker, brokers):
     return next(host for host in brokers if host.name != broker.name)
 
 
-def token() -> str:
-    passphrase = scenario.HOSTS["nanomq_pki_jwt_passphrase"].encode()
-    key = serialization.load_pem_private_key((scenario.pki() / "jwt/fleet.key").read_bytes(), passphrase)
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    der = key.public_key().public_bytes(serialization.Encoding.DER, form)
-    issuer = f"jwt-{hashlib.sha256(der).hexdigest()[:8]}.pub"
-    now = int(time.time())
-    return jwt.encode({"iss": issuer, "iat": now, "exp": now + 300, "bodyEncode": 0}, key, "RS256")
-
-
 def test_rest_answers_through_the_tunnel(outsider, broker, callers):
     assert rest(outsider, "good", broker.ipv4) == "401"
     assert rest(outsider, "good", broker.ipv6) == "401"
-    assert rest(outsider, "good", broker.ipv4, authorization=f"Bearer {token()}") == "200"
+    assert rest(outsider, "good", broker.ipv4, authorization=f"Bearer {scenario.token()}") == "200"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from __future__ import annotations
 import pathlib
 import shlex
 import subprocess
-import time
 
 import scenario
 
@@ -63,13 +62,3 @@ def rest(outsider, key: str, address: str, *, authorization: str = "", certifica
     command = ssh(key, address, certificate=certificate) + " -W 127.0.0.1:8081"
     out = outsider.run(f"(printf %b {shlex.quote(request)}; sleep 1) | timeout 15 {command}; true").stdout
     return out.split()[1] if out.startswith("HTTP/1.1") else ""
-
-
-def eventually(what, seconds: float) -> bool:
-    """Whether something comes true within a time."""
-    until = time.monotonic() + seconds
-    while not what():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.5)
-    return True
