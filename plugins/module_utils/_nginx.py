@@ -127,10 +127,7 @@ def probe_https(
     del credentials
     where = f"nginx on {address}:{port}"
     try:
-        with open(certificate) as handle:
-            text = handle.read()
-        end = "-----END CERTIFICATE-----"
-        wanted = ssl.PEM_cert_to_DER_cert(text[text.index("-----BEGIN CERTIFICATE-----") : text.index(end) + len(end)])
+        wanted = _x509.leaf_certificate(certificate)
         served, status, body = https_get(address, port, name, "/.edgesec-nanomq/configuration")
     except (OSError, ValueError, http.client.HTTPException) as error:
         return [f"{where} does not answer by TLS: {error}"]
@@ -172,8 +169,7 @@ def probe_tls(*, address: str, port: int, certificate: str, credentials: dict) -
     del credentials
     where = f"TLS on {address}:{port}"
     try:
-        with open(certificate, "rb") as handle:
-            wanted = _x509.load_certificates(handle.read())[0].raw
+        wanted = _x509.leaf_certificate(certificate)
         with _connect(address, port, "") as connection:
             served = connection.getpeercert(binary_form=True)
     except (OSError, ValueError) as error:

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from ansible_collections.edgesec.nanomq.plugins.module_utils._nginx import probe_crl, probe_https, probe_tls
 from ansible_collections.edgesec.nanomq.plugins.module_utils._sshd import probe_sshd
 from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import run
+from ansible_collections.edgesec.nanomq.plugins.module_utils._x509 import leaf_certificate
 
 TIMEOUT = 3.0
 #: How often a login is tried before it counts as refused.
@@ -265,14 +266,6 @@ def client_context(ca: str, certificate: str = "", key: str = "", passphrase: st
     return context
 
 
-def _served(certificate: str) -> bytes:
-    """The first certificate of a PEM file, as DER."""
-    with open(certificate) as handle:
-        text = handle.read()
-    end = "-----END CERTIFICATE-----"
-    return ssl.PEM_cert_to_DER_cert(text[text.index("-----BEGIN CERTIFICATE-----") : text.index(end) + len(end)])
-
-
 def probe_mqtt(
     *, port: int, address: str = "127.0.0.1", ca: str, certificate: str, key: str, mtls: bool, credentials: dict
 ) -> list[str]:
@@ -280,7 +273,7 @@ def probe_mqtt(
     where = f"MQTT on {address}:{port}"
     try:
         context = client_context(ca, certificate, key, credentials.get("key_passphrase"))
-        wanted = _served(certificate)
+        wanted = leaf_certificate(certificate)
     except (OSError, ValueError) as error:
         return [f"{where}: the certificate, key or CA cannot be used: {error}"]
 

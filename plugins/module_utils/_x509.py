@@ -84,6 +84,15 @@ def load_certificates(pem: bytes) -> list[Certificate]:
     return [parse_certificate(block) for block in blocks]
 
 
+def leaf_certificate(path: str) -> bytes:
+    """Return the first certificate of a PEM file, which a server shows, in DER. Raises OSError or DerError."""
+    with open(path, "rb") as handle:
+        blocks = der.from_pem("CERTIFICATE", handle.read())
+    if not blocks:
+        raise der.DerError("there is no certificate in it")
+    return blocks[0]
+
+
 def parse_certificate(raw: bytes) -> Certificate:
     """Return what a DER certificate (RFC 5280, 4.1) says. Raises DerError."""
     try:

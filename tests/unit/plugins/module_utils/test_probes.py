@@ -350,7 +350,7 @@ def test_a_broker_that_lets_in_the_wrong_ones_is_reported(authority, lets_in, sa
 
 def test_a_broker_that_answers_nobody_is_not_taken_for_one_that_refuses(authority, monkeypatch):
     pair = authority.pair()
-    monkeypatch.setattr(probes, "mqtt_connect", lambda *a, **o: ("no answer", probes._served(pair[0])))
+    monkeypatch.setattr(probes, "mqtt_connect", lambda *a, **o: ("no answer", probes.leaf_certificate(pair[0])))
     failing = ask_mqtt(authority, pair, 1)
     assert len(failing) == 3
     assert all("no answer" in text for text in failing)
