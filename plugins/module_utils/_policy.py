@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -159,6 +160,11 @@ def _front_rule(identifier: str, severity: str, title: str, **more: Any) -> Call
         return check
 
     return decorate
+
+
+def _hazard_rule(identifier: str, severity: str, title: str, **more: Any) -> None:
+    """Register a rule against the calls that `_access` lists under its id."""
+    _front_rule(identifier, severity, title, **more)(functools.partial(_access.hazardous, rule=identifier))
 
 
 def _on_host(identifier: str) -> Callable[[Check], Check]:
@@ -1197,7 +1203,7 @@ def _dropped_rule(conf: dict, context: dict) -> Iterator[str]:
 _TAKE_OUT = "Take the call out of nanomq_nginx_roles; on the host itself root can make it"
 
 
-@_front_rule(
+_hazard_rule(
     "NMQ-ACL-010",
     "critical",
     "Callers may read the broker's secrets",
@@ -1205,11 +1211,8 @@ _TAKE_OUT = "Take the call out of nanomq_nginx_roles; on the host itself root ca
     remedy=_TAKE_OUT,
     source="trials: GET configuration/tls, /auth, /http_server and /bridge show them in clear",
 )
-def _reads_secrets(front: dict) -> Iterator[str]:
-    return _access.hazardous(front, "NMQ-ACL-010")
 
-
-@_front_rule(
+_hazard_rule(
     "NMQ-ACL-011",
     "critical",
     "Callers may change the configuration that runs",
@@ -1219,11 +1222,8 @@ def _reads_secrets(front: dict) -> Iterator[str]:
     source="trials: POST reload {allow_anonymous: true} takes effect at once; POST configuration/auth crashes on the "
     "names that GET gives",
 )
-def _changes_configuration(front: dict) -> Iterator[str]:
-    return _access.hazardous(front, "NMQ-ACL-011")
 
-
-@_front_rule(
+_hazard_rule(
     "NMQ-ACL-012",
     "critical",
     "Callers may write the configuration file",
@@ -1231,11 +1231,8 @@ def _changes_configuration(front: dict) -> Iterator[str]:
     remedy=_TAKE_OUT,
     source="trials: POST config_update",
 )
-def _writes_file(front: dict) -> Iterator[str]:
-    return _access.hazardous(front, "NMQ-ACL-012")
 
-
-@_front_rule(
+_hazard_rule(
     "NMQ-ACL-013",
     "high",
     "Callers may add rules",
@@ -1243,11 +1240,8 @@ def _writes_file(front: dict) -> Iterator[str]:
     remedy=_TAKE_OUT,
     source="trials: POST rules {} is a segmentation fault where the rule engine is built in",
 )
-def _adds_rules(front: dict) -> Iterator[str]:
-    return _access.hazardous(front, "NMQ-ACL-013")
 
-
-@_front_rule(
+_hazard_rule(
     "NMQ-ACL-014",
     "high",
     "Callers may stop the broker or take it from its supervisor",
@@ -1255,8 +1249,6 @@ def _adds_rules(front: dict) -> Iterator[str]:
     remedy=_TAKE_OUT,
     source="trials: POST ctrl/restart ends the original process, and a new one runs without a supervisor",
 )
-def _controls(front: dict) -> Iterator[str]:
-    return _access.hazardous(front, "NMQ-ACL-014")
 
 
 @_front_rule(
