@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 VENV := $(CURDIR)/.venv
 CACHE := $(CURDIR)/.cache
+SCANNERS := $(CACHE)/scanners
 COLLECTIONS := $(CACHE)/collections
 VERSION := $(shell sed -n 's/^version: *//p' galaxy.yml)
 TARBALL := $(CACHE)/dist/edgesec-nanomq-$(VERSION).tar.gz
@@ -16,7 +17,7 @@ CONTENT := $(shell find galaxy.yml LICENSE README.md CHANGELOG.md changelogs doc
 
 # Tests and demo use the collection as a user gets it: installed from the built tarball.
 INSTALLED := $(COLLECTIONS)/.installed
-export PATH := $(VENV)/bin:$(PATH)
+export PATH := $(VENV)/bin:$(PATH):$(SCANNERS)/bin
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 export PYTHONPATH := $(COLLECTIONS)
 export PYTHONDONTWRITEBYTECODE := 1
@@ -52,7 +53,7 @@ contract: $(VENV)/.test $(INSTALLED) ## The broker's contract, on the double and
 	@$(PYTEST) tests/contract
 
 .PHONY: molecule
-molecule: $(VENV)/.test $(INSTALLED) ## Scenarios on test hosts (SCENARIOS="default ...": these only)
+molecule: $(VENV)/.test $(SCANNERS)/.installed $(INSTALLED) ## Scenarios on test hosts (SCENARIOS="default ...": these only)
 	@tests/lab/run-scenarios $(SCENARIOS)
 
 .PHONY: bench
@@ -83,6 +84,11 @@ $(VENV)/.demo: tests/bootstrap requirements/demo.txt
 $(VENV)/.test: requirements/test.txt $(VENV)/.demo
 	@echo "installing requirements/test.txt"
 	@tests/bootstrap requirements/test.txt
+	@touch $@
+
+$(SCANNERS)/.installed: tests/bootstrap requirements/scanners.txt
+	@echo "installing requirements/scanners.txt"
+	@tests/bootstrap requirements/scanners.txt $(SCANNERS)
 	@touch $@
 
 $(TARBALL): $(CONTENT) | $(VENV)/.demo

@@ -13,6 +13,7 @@ An answer has "error" where that failed. Runs on the outsider, with the standard
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import pathlib
@@ -45,7 +46,9 @@ def connect(attempt: dict, settings: ssl.SSLContext) -> ssl.SSLSocket:
 
 def raw(attempt: dict) -> dict:
     with connect(attempt, context(attempt)) as sock:
-        sock.sendall(attempt["data"].encode("latin-1"))
+        # A server may say no and hang up before it has read all.
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(attempt["data"].encode("latin-1"))
         answer, closed = b"", False
         deadline = time.monotonic() + attempt.get("wait", 1)
         while (left := deadline - time.monotonic()) > 0:

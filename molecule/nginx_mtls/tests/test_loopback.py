@@ -1,6 +1,6 @@
 # Copyright: Contributors to the edgesec.nanomq collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""On the host itself the broker's API is for root and for the front end."""
+"""On the host itself the broker's API is for root and for the front ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ CONNECT = "import socket; socket.create_connection(('127.0.0.1', 8081), 2)"
 
 @pytest.mark.parametrize(
     ("user", "answered"),
-    [("root", True), ("www-data", True), ("nobody", False), ("somebody", False), ("sshd", False), ("nanomq", False)],
+    [
+        ("root", True),
+        ("www-data", True),
+        ("nanomq-tunnel", True),
+        ("nobody", False),
+        ("somebody", False),
+        ("sshd", False),
+        ("nanomq", False),
+    ],
 )
 def test_who_reaches_the_broker(broker, user, answered):
     broker.check_output("id somebody || useradd --no-create-home somebody")

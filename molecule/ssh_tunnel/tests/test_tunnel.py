@@ -118,7 +118,9 @@ def prepared(brokers, callers):
 
 @pytest.mark.parametrize("what", ATTACKS)
 def test_nothing_else_is_let_through(outsider, broker, other, prepared, what):
-    assert "hacked" in attack(outsider, broker, other, "wader", ATTACKS[what]), "the attack itself does not work"
+    # Somebody who may does get through: at once, or when the hosts have less to do.
+    works = eventually(lambda: "hacked" in attack(outsider, broker, other, "wader", ATTACKS[what]), 30)
+    assert works, "the attack itself does not work"
     assert "hacked" not in attack(outsider, broker, other, ACCOUNT, ATTACKS[what])
 
 
