@@ -25,18 +25,24 @@ nanomq_broker_waivers:
     expires: "2030-06-30"
 ```
 
+*See also* names requirements of standards that a rule looks after a part of. It does not mean that they are met.
+
 This page is made from the code by `python3 docs/generate_rules.py`.
 """
 
 
 def asked_of(rule: _policy.Rule) -> str:
     """Where a rule is asked, in words."""
+    if rule.outside:
+        return "what another host sees (`nanomq_audit_outside_host`)"
     if rule.front:
         return "what callers may do through a front end"
     if rule.config and rule.host:
         return "the configuration, and the host by observation"
     if rule.config:
         return "the configuration, that of a host too"
+    if rule.asks:
+        return "the host by observation, with a token"
     return "the host by observation" if rule.host else "the waivers"
 
 
@@ -58,6 +64,8 @@ def catalogue() -> str:
                     f"- Asked of: {asked_of(rule)}.",
                     f"- Source: {rule.source}.",
                 ]
+                if rule.references:
+                    parts.append(f"- See also: {'; '.join(map(str, rule.references))}.")
     return "\n".join(parts) + "\n"
 
 

@@ -12,6 +12,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.color import stringc
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy
+from ansible_collections.edgesec.nanomq.plugins.plugin_utils import report
 
 COLOURS = {"critical": "bright red", "high": "red", "medium": "yellow", "low": "cyan"}
 #: Columns before the text of a finding.
@@ -31,14 +32,22 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         del tmp
         audit, fail_on = self._task.args.get("result"), self._task.args.get("fail_on") or "none"
-        if not isinstance(audit, dict) or "findings" not in audit:
+        audit = report.with_outside(audit, self._task.args.get("outside"))
+        if not isinstance(audit, dict):
             raise AnsibleActionFail("audit_report: result must be what edgesec.nanomq.audit returned")
         if fail_on not in ("none", *_policy.SEVERITIES):
             raise AnsibleActionFail(f"audit_report: fail_on must be none or one of {', '.join(_policy.SEVERITIES)}")
-        findings = [_policy.Finding(**{**item, "evidence": tuple(item["evidence"])}) for item in audit["findings"]]
+        why = report.reason(audit)
+        if why:
+            # Whatever fail_on says: nothing is known of the host.
+            result.update(changed=False, failed=True, msg=f"The host was not audited: {report.visible(why)}")
+            return result
+        findings = report.findings(audit)
         host = (task_vars or {}).get("inventory_hostname", "")
         width = min(max(shutil.get_terminal_size((120, 24)).columns, NARROWEST), WIDEST)
-        self._display.display("\n".join(table(host, findings, width, self._display.verbosity > 0)))
+        self._display.display(
+            "\n".join(table(host, findings, len(audit.get("passed", [])), width, self._display.verbosity > 0))
+        )
         failing = _policy.failing(findings, fail_on)
         result["changed"] = False
         if failing:
@@ -49,18 +58,21 @@ class ActionModule(ActionBase):
         return result
 
 
-def table(host: str, findings: list[_policy.Finding], width: int, verbose: bool) -> list[str]:
+def table(host: str, findings: list[_policy.Finding], holding: int, width: int, verbose: bool) -> list[str]:
     """The lines: the numbers, one line a finding, then what is waived, then what was not observed, by reason.
 
+    Text of the host is shown with everything visible that a terminal would obey, or not draw.
+
+    holding: how many rules hold
     width: columns of the terminal
     verbose: with all of the evidence and the remedy of each finding
     """
-    lines = [f"{host}: {_policy.summary(findings)}"]
+    lines = [f"{report.visible(host)}: {_policy.summary(findings, holding)}"]
     for finding in _policy.by_severity(findings):
         if not finding.observed and not finding.waived:
             continue
         mark = "waived" if finding.waived else finding.severity
-        details = [f"waived: {finding.waived}"] if finding.waived else list(finding.evidence)
+        details = [report.visible(item) for item in (_waiver(finding) if finding.waived else finding.evidence)]
         head = f"  {stringc(f'{mark:<9}', COLOURS.get(mark, 'dark gray'))} {finding.id}  "
         if verbose:
             lines.append(head + finding.title)
@@ -74,9 +86,14 @@ def table(host: str, findings: list[_policy.Finding], width: int, verbose: bool)
             unseen.setdefault("; ".join(finding.evidence), []).append(finding.id)
     for reason, rules in unseen.items():
         listed = ", ".join(rules) if len(rules) < 4 or verbose else f"{len(rules)} rules"
-        text = f"{reason} ({listed})"
+        text = f"{report.visible(reason)} ({listed})"
         lines.append(f"  {stringc('not seen ', 'purple')} {text if verbose else _cut(text, width - 12)}")
     return lines
+
+
+def _waiver(finding: _policy.Finding) -> tuple[str, ...]:
+    until = f" until {finding.waived_until}" if finding.waived_until else ""
+    return (f"waived{until}: {finding.waived}",)
 
 
 def _cut(text: str, room: int) -> str:

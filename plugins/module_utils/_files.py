@@ -80,11 +80,11 @@ def link_atomic(target: str, path: str) -> None:
     fsync_dir(directory)
 
 
-def read_regular(path: str, *, private: bool = False) -> bytes:
+def read_regular(path: str, *, private: bool = False, limit: int = SIZE_LIMIT) -> bytes:
     """Return the content of a regular file, read without following a link at its last component.
 
     ``private``: the file holds a secret, so it must belong to the running user or root and be closed to group and
-    others. Raises FileNotFoundError, or FileProblem.
+    others. ``limit``: bytes. Raises FileNotFoundError, or FileProblem.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -100,11 +100,12 @@ def read_regular(path: str, *, private: bool = False) -> bytes:
         if private:
             check_private(path, found)
         with os.fdopen(descriptor, "rb", closefd=False) as handle:
-            data = handle.read(SIZE_LIMIT + 1)
+            data = handle.read(limit + 1)
     finally:
         os.close(descriptor)
-    if len(data) > SIZE_LIMIT:
-        raise FileProblem(f"{path} is larger than {SIZE_LIMIT} bytes, so it is no key or certificate")
+    if len(data) > limit:
+        what = ", so it is no key or certificate" if limit == SIZE_LIMIT else ""
+        raise FileProblem(f"{path} is larger than {limit} bytes{what}")
     return data
 
 

@@ -59,11 +59,11 @@ def mint(private_key_pem: bytes, passphrase: bytes | None, claims: dict, backend
         raise CryptoError("a token without an integer exp would never end, and the broker refuses it")
     backend = backend or choose_backend()
     check_key(backend.public_key(private_key_pem, passphrase))
-    signed = f"{_part({'alg': 'RS256', 'typ': 'JWT'})}.{_part(claims)}"
+    signed = f"{part({'alg': 'RS256', 'typ': 'JWT'})}.{part(claims)}"
     return f"{signed}.{_base64url(backend.sign(private_key_pem, passphrase, signed.encode('ascii')))}"
 
 
-def _part(content: dict) -> str:
+def part(content: dict) -> str:
     return _base64url(json.dumps(content, separators=(",", ":")).encode("utf-8"))
 
 

@@ -9,19 +9,28 @@ not be seen is never taken for good. Times are seconds. Sources: proc(5), nft(8)
 
 from __future__ import annotations
 
-import datetime
+import ctypes
 import json
 import os
 import pwd
 import re
+import resource
 import secrets
 import ssl
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _der, _hocon, _policy, _probes, _x509
+from ansible_collections.edgesec.nanomq.plugins.module_utils import (
+    _hocon,
+    _netfilter,
+    _observe_keys,
+    _policy,
+    _probes,
+    _running,
+)
+from ansible_collections.edgesec.nanomq.plugins.module_utils._observe_keys import client_context, validity
 from ansible_collections.edgesec.nanomq.plugins.module_utils._policy import NotObserved, fact
 from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import run
 
@@ -32,26 +41,51 @@ SHIPPED = "Basic YWRtaW46cHVibGlj"  # admin:public
 DEFAULT_CONFS = ("/etc/nanomq/nanomq.conf", "/etc/nanomq.conf", "/usr/local/etc/nanomq.conf")
 _PROGRAM_DIRS = ("/usr/local/bin", "/usr/bin")
 _SMALL = 4 << 20
+#: Files beside the configuration that are looked into at most.
+MOST_COPIES = 200
+TIME_SERVICES = ("systemd-timesyncd", "chrony", "chronyd", "ntpsec", "ntpd", "ntp", "openntpd", "ptp4l", "phc2sys")
+CONTAINER_MARKS = ("/run/systemd/container", "/run/.containerenv", "/.dockerenv")
+_TIME_ERROR = 5  # of adjtimex(2): the clock is not synchronised
 
 
-def observe(*, unit: str, package: str, conf_path: str = "", user: str = "nanomq", timeout: float = TIMEOUT) -> dict:
+def observe(
+    *,
+    unit: str,
+    package: str,
+    conf_path: str = "",
+    user: str = "nanomq",
+    timeout: float = TIMEOUT,
+    token: str = "",
+    controller_time: float = 0.0,
+) -> dict:
     """Look at the host. Returns the observation, which holds the configuration with its secrets under ``conf``:
     `public` takes that away.
 
+    token: one that REST accepts; without it, or where REST takes none, the fact `drift` is not there
+    controller_time: of the controller's clock, in seconds of Unix; without it `clock` has no offset
+
     processes: [{pid, uid, unit, conf_path, conf_given, flags, environment, no_new_privs, cap_eff, cap_bnd, cwd,
-        cwd_writable, dist, program_replaced, conf_changed}]
+        cwd_writable, dist, program_replaced, conf_changed, program, program_writable, filtered, shares_mounts,
+        open_files, core}]
     version: text
     conf_file: {path, exists, mode, owner, group, readable_by_service, writable_by_service, error}
     conf: the configuration as the broker reads it
-    key_files: [{kind: tls or jwt, path, exists, mode, private, writable_by_service}]
+    copies: [path of another file with passwords that everybody can read]
+    key_files: [{kind: tls or jwt, path, exists, mode, private, writable_by_service, key_type, age_days}]
     listeners: {address: [pid]}
     kinds: {address: tcp, ssl, ws, wss or rest}
-    mqtt: [{address, tls, mtls, mqtt, anonymous, made_up, not_after, days_left, valid_yet}]
-    rest: [{address, without_credentials, shipped_credentials}]
+    mqtt: [{address, tls, mtls, mqtt, anonymous, made_up, wrong_password, not_after, days_left, valid_yet}]
+    handshakes: [{address, old_versions, weak_suites}]
+    certificates: see `_observe_keys.certificates`
+    rest: [{address, without_credentials, shipped_credentials, forged}]
     firewall: {table: bool, ports: {"8081": accepted, dropped or depends}}
     local_access: [what a local user reaches]
+    clock: {synchronised: bool, services: [active ones], container: bool, offset: seconds or None}
+    drift: [key by which the running broker differs from its file]
     """
+    arrived = time.time()
     observation: dict[str, Any] = {}
+    served: dict[str, bytes] = {}
 
     def look(name: str, action: Callable[[], Any]) -> None:
         try:
@@ -69,14 +103,20 @@ def observe(*, unit: str, package: str, conf_path: str = "", user: str = "nanomq
     path = conf_path or conf_location(observation["processes"])
     look("conf_file", lambda: conf_file(path, fact(observation, "identity"), fact(observation, "processes")))
     look("conf", lambda: configuration(fact(observation, "conf_file")))
+    look("copies", lambda: copies(fact(observation, "conf_file")))
     look("key_files", lambda: key_files(fact(observation, "conf"), fact(observation, "identity")))
     look("version", lambda: version(package, unit))
     look("listeners", lambda: sockets(fact(observation, "processes")))
     look("kinds", lambda: kinds(observation, timeout))
-    look("mqtt", lambda: mqtt(observation, timeout))
+    look("mqtt", lambda: mqtt(observation, timeout, served))
+    look("handshakes", lambda: handshakes(observation, timeout))
+    look("certificates", lambda: _observe_keys.certificates(fact(observation, "conf"), served))
     look("rest", lambda: rest(observation, timeout))
     look("firewall", lambda: firewall(observation))
     look("local_access", lambda: local_access(observation))
+    look("clock", lambda: clock(arrived - controller_time if controller_time else None))
+    if token and _policy.get(_conf(observation), "http_server", "auth_type") == "jwt":
+        look("drift", lambda: drift(observation, token, timeout))
     return observation
 
 
@@ -112,7 +152,7 @@ def processes(unit: str, proc: str = "/proc") -> list[dict]:
 def process(pid: int, command: list[str], proc: str = "/proc") -> dict:
     """One broker. Of its command line and environment names alone are kept: values may be secrets."""
     base = f"{proc}/{pid}"
-    status = dict(line.split(":\t", 1) for line in read(f"{base}/status").splitlines() if ":\t" in line)
+    status = fields(read(f"{base}/status"))
     uid, gid = int(status["Uid"].split()[1]), int(status["Gid"].split()[1])
     groups = [int(group) for group in status.get("Groups", "").split()]
     cwd, program = os.readlink(f"{base}/cwd"), os.readlink(f"{base}/exe")
@@ -140,7 +180,46 @@ def process(pid: int, command: list[str], proc: str = "/proc") -> dict:
         "dist": os.path.isdir(f"{base}/cwd/dist"),
         "program_replaced": program.endswith(" (deleted)"),
         "conf_changed": changed_since(path, started(read(f"{base}/stat"))),
+        "program": program.removesuffix(" (deleted)"),
+        "program_writable": loose(program.removesuffix(" (deleted)")),
+        "filtered": filters(status) > filters(fields(read(f"{proc}/1/status"))),
+        "shares_mounts": same_namespace(f"{base}/ns/mnt", f"{proc}/1/ns/mnt"),
+        **limits(read(f"{base}/limits")),
     }
+
+
+def fields(status: str) -> dict[str, str]:
+    """What /proc/<pid>/status says, by name."""
+    return dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+
+
+def filters(status: dict[str, str]) -> int:
+    """How many filters of system calls a process has; kernels before 5.9 tell only that there are some."""
+    return int(status.get("Seccomp_filters") or (status.get("Seccomp", "0").strip() == "2"))
+
+
+def same_namespace(one: str, other: str) -> bool:
+    """Whether two processes share a namespace, by their links in /proc."""
+    return os.readlink(one) == os.readlink(other)
+
+
+def limits(text: str) -> dict:
+    """What /proc/<pid>/limits says: {open_files, core: bytes}, the soft limits; -1 for none."""
+    found = dict(re.findall(r"^(Max core file size|Max open files)\s+(\w+)", text, re.M))
+    names = {"open_files": "Max open files", "core": "Max core file size"}
+    return {name: -1 if found[words] == "unlimited" else int(found[words]) for name, words in names.items()}
+
+
+def loose(path: str) -> bool:
+    """Whether others than root can write a file, or put another in its place."""
+    for one in (path, os.path.dirname(path)):
+        try:
+            info = os.stat(one)
+        except OSError:
+            return False
+        if info.st_uid != 0 or info.st_mode & 0o002 or (info.st_mode & 0o020 and info.st_gid != 0):
+            return True
+    return False
 
 
 def arguments(words: list[str]) -> tuple[str, list[str]]:
@@ -281,25 +360,26 @@ def configuration(about: dict) -> dict:
 
 def key_files(conf: dict, who: Any) -> list[dict]:
     """The key files that a configuration names."""
-    named = [("tls", _policy.get(block, "keyfile")) for _key, block in _policy.tls_listeners(conf)]
-    named.append(("jwt", _policy.get(conf, "http_server", "jwt", "public", "keyfile")))
-    found = []
-    for kind, path in named:
-        if not isinstance(path, str) or not path.startswith("/"):
-            continue
-        if not os.path.isfile(path):
-            found.append({"kind": kind, "path": path, "exists": False})
-            continue
-        found.append(
-            {
-                "kind": kind,
-                "path": path,
-                "exists": True,
-                "mode": f"{stat.S_IMODE(os.stat(path).st_mode):04o}",
-                "private": "PRIVATE KEY-----" in read(path),
-                "writable_by_service": replaceable(who, path),
-            }
-        )
+    return _observe_keys.key_files(conf, who, replaceable)
+
+
+def copies(about: dict) -> list[str]:
+    """Files of the broker beside its configuration, or below, that hold a password and that everybody can read."""
+    directory = os.path.dirname(about["path"])
+    own = os.path.basename(directory) == "nanomq"
+    found, looked = [], 0
+    for folder, folders, names in os.walk(directory):
+        folders[:] = sorted(folders) if own else []  # /etc as a whole is not the broker's
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            info = os.lstat(path)
+            if path == about["path"] or not stat.S_ISREG(info.st_mode) or not (own or name.startswith("nanomq")):
+                continue
+            looked += 1
+            if looked > MOST_COPIES:
+                raise NotObserved(f"there are more than {MOST_COPIES} files in {directory}")
+            if info.st_mode & 0o004 and re.search(r"(?i)passw(or)?d|PRIVATE KEY-----", read(path)):
+                found.append(path)
     return found
 
 
@@ -348,11 +428,13 @@ def _conf(observation: dict) -> dict:
 
 def kinds(observation: dict, timeout: float) -> dict[str, str]:
     """What each socket is: what the configuration says, and for one that it does not name, what it answers."""
-    declared = {listener.port: listener.kind for listener in _policy.listeners(_conf(observation))}
+    listeners = _policy.listeners(_conf(observation))
+    # Two may share a port by mistake; then the address tells.
+    declared = {listener.port: listener.kind for listener in listeners} | {x.address: x.kind for x in listeners}
     found = {}
     for address in list(fact(observation, "listeners"))[:MOST_SOCKETS]:
         host, port = reach(address)
-        found[address] = declared.get(port) or sniff(host, port, timeout)
+        found[address] = declared.get(address) or declared.get(port) or sniff(host, port, timeout)
     return found
 
 
@@ -365,43 +447,52 @@ def sniff(host: str, port: int, timeout: float) -> str:
     return "ssl" if outcome in ("accepted", "refused", "no answer") else "tcp"
 
 
-def mqtt(observation: dict, timeout: float) -> list[dict]:
-    """Try to log in on every socket for MQTT."""
+def mqtt(observation: dict, timeout: float, served: dict[str, bytes]) -> list[dict]:
+    """Try to log in on every socket for MQTT. The certificates that were shown (DER) go to `served`, by address."""
     conf = _conf(observation)
     return [
-        try_mqtt(address, kind == "ssl", conf, timeout)
+        try_mqtt(address, kind == "ssl", conf, timeout, served)
         for address, kind in fact(observation, "kinds").items()
         if kind in ("tcp", "ssl")
     ]
 
 
-def client_context() -> ssl.SSLContext:
-    """A client that takes any certificate: here it is looked at, not trusted."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
+def block_of(conf: dict, port: int) -> dict:
+    """The block of the TLS listener with a port, {} where there is none."""
+    return next((b for _key, b in _policy.tls_listeners(conf) if port == _port_of(_policy.get(b, "bind"))), {})
 
 
-def try_mqtt(address: str, encrypted: bool, conf: dict, timeout: float) -> dict:
-    """Log in without a name, and with a made-up one.
+def try_mqtt(address: str, encrypted: bool, conf: dict, timeout: float, served: dict[str, bytes]) -> dict:
+    """Log in without a name, and as a user that there is with a wrong password, or else with a made-up name.
 
     Where client certificates are required the broker's own is shown: without one the question does not get that far.
+    NanoMQ 0.25.6 aborts after one refused login in seventy, by TLS 1.2 after one in nine hundred: so there are few, and
+    by that. Whoever is refused with the wrong password of a user is refused with a made-up name as well.
     """
     host, port = reach(address)
-    block = next(
-        (b for key, b in _policy.tls_listeners(conf) if encrypted and port == _port_of(_policy.get(b, "bind"))), {}
-    )
+    block = block_of(conf, port) if encrypted else {}
     mtls = _policy.get(block, "verify_peer") is True and _policy.get(block, "fail_if_no_peer_cert") is True
 
     def connect(**credentials: str) -> tuple[str, bytes]:
         context = client_context() if encrypted else None
         if context and mtls:
-            _show_own_certificate(context, block)
-        return _probes.mqtt_connect(host, port, tls_context=context, timeout=timeout, **credentials)
+            _observe_keys.show_own_certificate(context, block)
+        for newest in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.MAXIMUM_SUPPORTED):
+            if context:
+                context.maximum_version = newest
+            outcome, certificate = _probes.mqtt_connect(host, port, tls_context=context, timeout=timeout, **credentials)
+            if outcome != "no handshake":
+                break
+        return outcome, certificate
 
     anonymous, certificate = connect()
-    made_up, _certificate = connect(username=secrets.token_hex(8), password=secrets.token_hex(8))
+    user, wrong, made_up = next(iter(_policy.users(conf)), ""), "", "refused"
+    if user:
+        wrong, _certificate = connect(username=user, password=secrets.token_hex(8))
+    if wrong != "refused":
+        made_up, _certificate = connect(username=secrets.token_hex(8), password=secrets.token_hex(8))
+    if certificate:
+        served[address] = certificate
     result = {
         "address": address,
         "tls": encrypted,
@@ -409,6 +500,7 @@ def try_mqtt(address: str, encrypted: bool, conf: dict, timeout: float) -> dict:
         "mqtt": bool({anonymous, made_up} & {"accepted", "refused"}),
         "anonymous": anonymous,
         "made_up": made_up,
+        "wrong_password": wrong,
     }
     return {**result, **validity(certificate)} if certificate else result
 
@@ -417,26 +509,15 @@ def _port_of(bind: Any) -> int:
     return _policy.split_bind(bind, "0.0.0.0:0")[1]
 
 
-def _show_own_certificate(context: ssl.SSLContext, block: dict) -> None:
-    paths = [_policy.get(block, name) for name in ("certfile", "keyfile")]
-    try:
-        context.load_cert_chain(*paths, password=str(_policy.get(block, "key_password") or ""))
-    except (OSError, ValueError, TypeError):
-        return  # the handshake then tells
-
-
-def validity(certificate: bytes) -> dict:
-    """When a certificate (DER) ends: {not_after: date, days_left: whole days, valid_yet: bool}; {} if it is none."""
-    try:
-        parsed = _x509.parse_certificate(certificate)
-    except _der.DerError:
-        return {}
-    now = datetime.datetime.now(datetime.timezone.utc)
-    return {
-        "not_after": parsed.not_after.date().isoformat(),
-        "days_left": (parsed.not_after - now) // datetime.timedelta(days=1),
-        "valid_yet": parsed.not_before <= now,
-    }
+def handshakes(observation: dict, timeout: float) -> list[dict]:
+    """Which old versions and weak suites the listeners for TLS agree to."""
+    conf, found = _conf(observation), []
+    for address, kind in fact(observation, "kinds").items():
+        if kind in ("ssl", "wss"):
+            host, port = reach(address)
+            block = block_of(conf, port) if kind == "ssl" else next((b for _k, b in _policy.tls_listeners(conf)), {})
+            found.append({"address": address, **_observe_keys.handshakes(host, port, block, timeout)})
+    return found
 
 
 def rest(observation: dict, timeout: float) -> list[dict]:
@@ -450,8 +531,33 @@ def rest(observation: dict, timeout: float) -> list[dict]:
         )
         if plain == 0 or shipped == 0:
             raise NotObserved(f"REST on {address} does not answer")
-        found.append({"address": address, "without_credentials": plain, "shipped_credentials": shipped})
+        found.append(
+            {
+                "address": address,
+                "without_credentials": plain,
+                "shipped_credentials": shipped,
+                "forged": forged(observation, host, port, timeout),
+            }
+        )
     return found
+
+
+def forged(observation: dict, host: str, port: int, timeout: float) -> list[str]:
+    """The forged tokens that REST takes, where it wants tokens."""
+    conf = _conf(observation)
+    path = _policy.get(conf, "http_server", "jwt", "public", "keyfile")
+    if _policy.get(conf, "http_server", "auth_type") != "jwt" or not isinstance(path, str) or not os.path.isfile(path):
+        return []
+    return _observe_keys.accepted_forgeries(host, port, path, timeout)
+
+
+def drift(observation: dict, token: str, timeout: float) -> list[str]:
+    """By what the running broker differs from its file."""
+    sockets_found = rest_sockets(observation)
+    if not sockets_found:
+        raise NotObserved("REST is not there to ask")
+    host, port = reach(sockets_found[0])
+    return _running.drift(host, port, token, fact(observation, "conf"), read, timeout)
 
 
 def rest_sockets(observation: dict) -> list[str]:
@@ -471,6 +577,34 @@ def local_access(observation: dict) -> list[str]:
     return found
 
 
+# --- the clock --------------------------------------------------------------------------------------------------------
+
+
+def clock(offset: float | None) -> dict:
+    """Whether something keeps the clock. In a container it is the host's, and not looked after here."""
+    buffer = ctypes.create_string_buffer(512)  # struct timex; modes = 0 asks and changes nothing
+    try:
+        state = ctypes.CDLL(None, use_errno=True).adjtimex(buffer)
+    except (OSError, AttributeError):
+        state = -1
+    if state == -1:
+        raise NotObserved("the kernel does not tell of its clock")
+    _code, out = run(["systemctl", "is-active", *(f"{name}.service" for name in TIME_SERVICES)], timeout=10)
+    active = [name for name, word in zip(TIME_SERVICES, out.split()) if word == "active"]
+    return {
+        "synchronised": state != _TIME_ERROR,
+        "services": active,
+        "container": any(os.path.exists(path) for path in CONTAINER_MARKS),
+        "offset": None if offset is None else round(offset, 1),
+    }
+
+
+def cost(started_at: float) -> dict:
+    """What a run took: {seconds: since `started_at` (time.monotonic), memory_mib: the most that was resident}."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": round(time.monotonic() - started_at, 2), "memory_mib": round(peak / 1024, 1)}
+
+
 # --- the packet filter ------------------------------------------------------------------------------------------------
 
 
@@ -485,7 +619,10 @@ def firewall(observation: dict) -> dict:
         for item in items
         if "table" in item
     )
-    return {"table": table, "ports": {str(port): verdict(items, port, family) for port, family in guarded(observation)}}
+    return {
+        "table": table,
+        "ports": {str(port): _netfilter.verdict(items, port, family) for port, family in guarded(observation)},
+    }
 
 
 def guarded(observation: dict) -> list[tuple[int, str]]:
@@ -498,121 +635,3 @@ def guarded(observation: dict) -> list[tuple[int, str]]:
         found = []
     declared = [(x.port, "ip") for x in _policy.listeners(_conf(observation)) if x.kind == "rest"]
     return found or declared or [(8081, "ip")]
-
-
-def verdict(items: list[dict], port: int, family: str) -> str:
-    """What a ruleset (the list of ``nft -j list ruleset``) does with a new TCP connection from another host.
-
-    family: ip or ip6. Returns accepted, dropped, or depends where it turns on an address or the like.
-    """
-    chains: dict[tuple, dict] = {}
-    for item in items:
-        if "chain" in item and item["chain"]["family"] in (family, "inet"):
-            chain = item["chain"]
-            chains[(chain["family"], chain["table"], chain["name"])] = {**chain, "rules": []}
-    for item in items:
-        rule = item.get("rule", {})
-        key = (rule.get("family"), rule.get("table"), rule.get("chain"))
-        if key in chains:
-            chains[key]["rules"].append(rule["expr"])
-    maybe = False
-    for key, chain in chains.items():
-        if chain.get("hook") in ("prerouting", "input") and chain.get("type") != "nat":
-            outcomes = set(_chain(chains, key, port, family, 0))
-            if None in outcomes:
-                outcomes = (outcomes - {None}) | {chain.get("policy", "accept")}
-            if outcomes == {"drop"}:
-                return "dropped"
-            maybe = maybe or "drop" in outcomes
-    return "depends" if maybe else "accepted"
-
-
-def _chain(chains: dict, key: tuple, port: int, family: str, depth: int) -> Iterator[str | None]:
-    """The ways in which a packet may leave a chain: accept, drop, or None for its end."""
-    if depth > 16 or key not in chains:
-        yield None
-        return
-    for expressions in chains[key]["rules"]:
-        ways, sure = _rule(chains, key, expressions, port, family, depth)
-        for way in ways:
-            if way is not None:
-                yield None if way == "return" else way
-        if sure and None not in ways:
-            return
-    yield None
-
-
-def _rule(chains: dict, key: tuple, expressions: list[dict], port: int, family: str, depth: int) -> tuple[list, bool]:
-    """(ways out of the rule, whether its matches hold for sure). None: the next rule; return: the end of the chain."""
-    sure = True
-    for expression in expressions:
-        kind, body = next(iter(expression.items()))
-        if kind == "match":
-            held = _matches(body, port, family)
-            if held is False:
-                return [None], False
-            sure = sure and held is True
-        elif kind in ("limit", "quota", "ct count", "connlimit", "xt", "vmap", "fib"):
-            sure = False
-        elif kind == "accept":
-            return ["accept"], sure
-        elif kind in ("drop", "reject"):
-            return ["drop"], sure
-        elif kind in ("jump", "goto"):
-            ways = list(_chain(chains, (*key[:2], body["target"]), port, family, depth + 1))
-            return ["return" if way is None and kind == "goto" else way for way in ways], sure
-        elif kind == "return":
-            return ["return"], sure
-        elif kind in ("queue", "synproxy"):
-            return ["accept"], False
-    return [None], False
-
-
-def _matches(body: dict, port: int, family: str) -> bool | None:
-    """Whether a match holds for the packet; None where it turns on what is not known of it."""
-    held = _compared(body["left"], body["right"], port, family)
-    return not held if held is not None and body["op"] == "!=" else held
-
-
-def _compared(left: Any, right: Any, port: int, family: str) -> bool | None:
-    """Whether what is looked at on the left is among the right; None where it is not known."""
-    where, what = next(iter(left.items())) if isinstance(left, dict) and left else ("", {})
-    if not isinstance(what, dict):
-        return None
-    key = what.get("key")
-    if where == "meta" and key in ("iif", "iifname"):
-        # The packet comes from some interface other than lo.
-        return False if right == "lo" else None
-    known = {
-        ("meta", "l4proto"): "tcp",
-        ("meta", "nfproto"): {"ip": "ipv4", "ip6": "ipv6"}[family],
-        ("meta", "protocol"): family,
-        ("ct", "state"): "new",
-    }
-    if (where, key) in known:
-        return _holds(right, known[(where, key)])
-    if where != "payload":
-        return None
-    protocol = what.get("protocol")
-    if protocol in ("tcp", "th") and what.get("field") == "dport":
-        return _holds(right, port)
-    # A match on another protocol's header is one that the packet does not have.
-    return False if protocol in {"udp", "icmp", "icmpv6", "igmp", "ip", "ip6"} - {family} else None
-
-
-def _holds(right: Any, value: Any) -> bool | None:
-    """Whether the right side of a match, a value, a range or a set of them, holds a value; None for a named set."""
-    if isinstance(right, str) and right.startswith("@"):
-        return None
-    if isinstance(right, dict) and "set" in right:
-        members = right["set"] if isinstance(right["set"], list) else [right["set"]]
-        answers = [_holds(member, value) for member in members]
-        return True if True in answers else None if None in answers else False
-    if isinstance(right, list):
-        return any(_holds(member, value) for member in right)
-    if isinstance(right, dict) and "range" in right:
-        low, high = right["range"]
-        return low <= value <= high if isinstance(value, int) else None
-    if isinstance(right, dict) and "elem" in right:
-        return _holds(right["elem"].get("val"), value)
-    return None if isinstance(right, dict) else right == value

@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _access, _schema
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _access, _references, _schema
 
 SEVERITIES = ("low", "medium", "high", "critical")
 LAYERS = {
@@ -38,6 +38,16 @@ LAYERS = {
 SHORTEST_PASSWORD = 12
 #: Days before its end at which a certificate that nothing has renewed is worth a word.
 EXPIRES_SOON = 14
+#: The same of a CA, in whose place another must first be trusted everywhere.
+AUTHORITY_EXPIRES_SOON = 90
+SMALLEST_RSA = 2048
+STRONG_KEYS = ("ec-p256", "ec-p384", "ec-p521", "ed25519")
+#: Days after which the key of tokens should have been changed.
+OLDEST_TOKEN_KEY = 400
+#: Seconds by which a clock may differ from the controller's: the broker itself tolerates 200.
+CLOCK_TOLERANCE = 300
+#: Files that a broker should be able to open at least: a client is one.
+FEWEST_FILES = 4096
 TABLE = "edgesec_nanomq"
 
 FLOOR = "0.23.1"
@@ -77,7 +87,10 @@ class Rule:
     config: ``(conf, context) -> evidence``, of a configuration; context: {"version": str, "firewall": bool, ...}
     host: ``(observation) -> evidence``, of a host; raises NotObserved
     front: ``(declaration) -> evidence``, of who may do what through a front end; see `evaluate_front`
+    outside: ``(observation) -> evidence``, of what another host sees; see `evaluate_outside`
+    asks: a fact that an observation holds only where somebody asked for it; without it the rule is not judged
     blocking: whether its finding can stop a deployment; what only another version cures does not
+    references: what standards ask for the same; see `_references`
     """
 
     id: str
@@ -89,7 +102,10 @@ class Rule:
     config: Check | None = None
     host: Check | None = None
     front: Check | None = None
+    outside: Check | None = None
+    asks: str = ""
     blocking: bool = True
+    references: tuple = ()
 
     @property
     def layer(self) -> str:
@@ -104,6 +120,7 @@ class Finding:
     evidence: ``key: what is wrong`` or what was observed
     observed: False where nobody could tell, and evidence says why
     waived: the reason of the waiver, empty without one
+    waived_until: the last day of the waiver, as 2030-12-31
     """
 
     id: str
@@ -115,6 +132,7 @@ class Finding:
     observed: bool = True
     waived: str = ""
     blocking: bool = True
+    waived_until: str = ""
 
     def as_dict(self) -> dict:
         """As plain data; evidence becomes a list."""
@@ -157,6 +175,16 @@ def _front_rule(identifier: str, severity: str, title: str, **more: Any) -> Call
 
     def decorate(check: Check) -> Check:
         _RULES[identifier] = Rule(identifier, severity, title, front=check, **more)
+        return check
+
+    return decorate
+
+
+def _outside_rule(identifier: str, severity: str, title: str, **more: Any) -> Callable[[Check], Check]:
+    """Register a rule about what another host sees of this one."""
+
+    def decorate(check: Check) -> Check:
+        _RULES[identifier] = Rule(identifier, severity, title, outside=check, **more)
         return check
 
     return decorate
@@ -548,6 +576,50 @@ def _several(observation: dict) -> Iterator[str]:
         yield "processes " + ", ".join(f"{p['pid']} ({p['unit'] or 'in no unit'})" for p in found)
 
 
+@_outside_rule(
+    "NMQ-NET-010",
+    "critical",
+    "Another host reaches REST",
+    why="Whatever addresses and packet filters say: this is what the network really lets through.",
+    remedy="Apply the roles nanomq_broker and nanomq_firewall, and look at what else forwards the port (DNAT, a proxy, "
+    "a container's published port)",
+    source="observed from the second host",
+)
+def _rest_from_outside(seen: dict) -> Iterator[str]:
+    for port in fact(seen, "ports"):
+        if port["kind"] == "rest":
+            yield f"port {port['port']} answers {port['detail']}"
+
+
+@_outside_rule(
+    "NMQ-NET-011",
+    "critical",
+    "Another host can speak MQTT without encryption",
+    why="Passwords and messages of whoever uses this way can be read and changed on it.",
+    remedy="Leave listeners.tcp and listeners.ws out of nanomq_broker_settings or bind them to 127.0.0.1, and apply "
+    "the role nanomq_firewall",
+    source="observed from the second host",
+)
+def _plain_from_outside(seen: dict) -> Iterator[str]:
+    for port in fact(seen, "ports"):
+        if port["kind"] in ("mqtt", "websocket"):
+            yield f"port {port['port']} answers {port['detail']}"
+
+
+@_outside_rule(
+    "NMQ-NET-012",
+    "high",
+    "Another host reaches a port that this one keeps to itself",
+    why="A listener of the broker on loopback is meant for the host alone. Something forwards it.",
+    remedy="Look for DNAT, a proxy or a tunnel (`nft list ruleset`, `ss -ltnp`), and apply the role nanomq_firewall",
+    source="observed from the second host",
+)
+def _loopback_from_outside(seen: dict) -> Iterator[str]:
+    for port in fact(seen, "ports"):
+        if port["kind"] in ("open", "tls") and port["private"]:
+            yield f"port {port['port']} answers {port['detail']}"
+
+
 # --- transport --------------------------------------------------------------------------------------------------------
 
 
@@ -825,6 +897,129 @@ def _loose_key(observation: dict) -> Iterator[str]:
             yield f"{item['path']} can be replaced by the broker's user"
 
 
+@_host_rule(
+    "NMQ-TLS-015",
+    "high",
+    "A listener agrees to a TLS version older than 1.2",
+    why="TLS 1.0 and 1.1 rest on SHA-1 and MD5 and are forbidden since RFC 8996.",
+    remedy="Install NanoMQ 0.25.6 or later, whose TLS library refuses them; there is no setting for it",
+    source="RFC 8996; trials: 0.25.6 refuses 1.0 and 1.1",
+)
+def _old_tls(observation: dict) -> Iterator[str]:
+    for probe in fact(observation, "handshakes"):
+        if probe["old_versions"]:
+            yield f"{probe['address']} agrees to {', '.join(probe['old_versions'])}"
+
+
+@_host_rule(
+    "NMQ-TLS-016",
+    "medium",
+    "A listener agrees to a suite without forward secrecy",
+    why="Who records the traffic today reads it all once the key leaks. The broker offers RSA key exchange, and has no "
+    "setting for its suites; with an EC key no such suite is left. (Suites in CBC mode remain; only a front end can "
+    "take them away.)",
+    remedy="Give the broker an EC key (nanomq_pki_server_key_type), or let nginx's stream module terminate TLS "
+    "(nanomq_nginx_mqtt)",
+    source="trials: AES128-SHA is accepted with an RSA key; RFC 9325, 4.1",
+)
+def _weak_suites(observation: dict) -> Iterator[str]:
+    for probe in fact(observation, "handshakes"):
+        if probe["weak_suites"]:
+            yield f"{probe['address']} agrees to {', '.join(probe['weak_suites'])}"
+
+
+def _readable_certificates(observation: dict, role: str) -> list:
+    return [one for one in fact(observation, "certificates") if one["role"] == role and not one["error"]]
+
+
+@_host_rule(
+    "NMQ-TLS-017",
+    "high",
+    "A certificate file cannot be used",
+    why="The listener opens all the same and fails every handshake, or takes no client's certificate, without a "
+    "message. A key that belongs to another certificate is as bad.",
+    remedy="Apply the roles nanomq_pki and nanomq_broker, which try a pair before it is taken",
+    source="trials: bad, missing and mismatched files open a listener that fails every handshake",
+)
+def _unusable_certificate(observation: dict) -> Iterator[str]:
+    for one in fact(observation, "certificates"):
+        if one["error"]:
+            yield f"{one['key']}: {one['path']}: {one['error']}"
+        elif one["key_matches"] is False:
+            yield f"{one['key']}: the private key does not belong to {one['path']}"
+
+
+@_host_rule(
+    "NMQ-TLS-018",
+    "medium",
+    "What is served is not the certificate in the file",
+    why="The broker reads its certificate at its start only: one that was renewed since is not in force, and the old "
+    "one expires all the same.",
+    remedy="Restart the broker, or apply the role nanomq_broker, which compares the two",
+    source="trials: certificates are read at the start only",
+)
+def _not_served(observation: dict) -> Iterator[str]:
+    for one in _readable_certificates(observation, "leaf"):
+        for address in one["other_served_on"]:
+            yield f"{address} shows another certificate than {one['path']}"
+
+
+@_host_rule(
+    "NMQ-TLS-019",
+    "medium",
+    "A CA certificate has expired or expires soon",
+    why="All certificates that it signed end with it, the clients' and the bridges' at once.",
+    remedy="Make a new CA in nanomq_pki_dir in time, and let hosts and clients trust both for a while",
+    source="RFC 5280, 6.1.3",
+)
+def _authority_expires(observation: dict) -> Iterator[str]:
+    for one in _readable_certificates(observation, "authority"):
+        if one["days_left"] < AUTHORITY_EXPIRES_SOON:
+            yield f"{one['key']}: {one['path']} ends on {one['not_after']}"
+
+
+@_host_rule(
+    "NMQ-TLS-020",
+    "medium",
+    "A certificate rests on weak cryptography",
+    why="RSA below 2048 bits and signatures by SHA-1 can be forged with enough money.",
+    remedy="Apply the role nanomq_pki with nanomq_pki_server_key_type at its default",
+    source="NIST SP 800-131A",
+)
+def _weak_certificate(observation: dict) -> Iterator[str]:
+    for one in fact(observation, "certificates"):
+        if one["error"]:
+            continue
+        if weak_key(one["key_type"]):
+            yield f"{one['key']}: {one['path']} holds a key of the kind {one['key_type'] or 'unknown'}"
+        if not one["digest"]:
+            yield f"{one['key']}: {one['path']} is signed by something else than SHA-256, 384 or 512"
+
+
+@_rule(
+    "NMQ-TLS-021",
+    "high",
+    "No client can connect with encryption",
+    why="Without a listener for TLS every client, also a careful one, sends its password and messages in clear.",
+    remedy="Apply the roles nanomq_pki and nanomq_broker, whose configuration has listeners.ssl; drop what switches it "
+    "off from nanomq_broker_settings",
+    source="trials: the shipped configuration has plain listeners alone",
+)
+def _no_tls(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    # Plain ones on loopback may have a front end.
+    if not tls_listeners(conf) and any(x.kind in ("tcp", "ws") and x.beyond_loopback for x in listeners(conf)):
+        yield "listeners.ssl: is not given"
+
+
+def weak_key(key_type: str) -> bool:
+    """Whether a key, such as ``rsa-1024`` or ``ec-p256``, is too weak, or of a kind that nobody knows."""
+    kind, _dash, size = key_type.partition("-")
+    if kind == "rsa" and size.isdigit():
+        return int(size) < SMALLEST_RSA
+    return key_type not in STRONG_KEYS
+
+
 # --- authentication ---------------------------------------------------------------------------------------------------
 
 
@@ -878,6 +1073,9 @@ def _no_users(conf: dict, context: dict) -> Iterator[str]:
 @_on_host("NMQ-AUT-002")
 def _made_up_accepted(observation: dict) -> Iterator[str]:
     for probe in fact(observation, "mqtt"):
+        # Where nobody needs a name, or no password is looked at, it says nothing of the list.
+        if "accepted" in (probe["anonymous"], probe["wrong_password"]):
+            continue
         if _outcome(probe, "made_up") == "accepted":
             yield f"a client with a made-up name and password was accepted on {probe['address']}"
 
@@ -894,6 +1092,15 @@ def _passwords_off(conf: dict, context: dict) -> Iterator[str]:
     del context
     if get(conf, "auth", "password", "enable") is False:
         yield "auth.password.enable: is false"
+
+
+@_on_host("NMQ-AUT-003")
+def _wrong_password_accepted(observation: dict) -> Iterator[str]:
+    for probe in fact(observation, "mqtt"):
+        if not probe["wrong_password"] or probe["anonymous"] == "accepted":
+            continue
+        if _outcome(probe, "wrong_password") == "accepted":
+            yield f"a user with a wrong password was accepted on {probe['address']}"
 
 
 @_rule(
@@ -969,7 +1176,8 @@ def _rest_default(conf: dict, context: dict) -> Iterator[str]:
 @_on_host("NMQ-AUT-007")
 def _rest_takes_default(observation: dict) -> Iterator[str]:
     for probe in fact(observation, "rest"):
-        if probe["shipped_credentials"] != 401:
+        # Where none are asked for, it says nothing of these.
+        if probe["shipped_credentials"] != 401 and probe["without_credentials"] == 401:
             yield f"REST on {probe['address']} answers admin:public with {probe['shipped_credentials']}"
 
 
@@ -1041,6 +1249,68 @@ def _private_token_key_file(observation: dict) -> Iterator[str]:
     for item in fact(observation, "key_files"):
         if item["kind"] == "jwt" and item["exists"] and item["private"]:
             yield f"{item['path']} holds a private key"
+
+
+@_host_rule(
+    "NMQ-AUT-012",
+    "critical",
+    "REST takes a token that nobody signed",
+    why="Whoever reaches the port then writes a token for it, and administers the broker.",
+    remedy=f"Install NanoMQ {RECOMMENDED} or later, and keep http_server.jwt as the role writes it",
+    source="RFC 8725, 2.1 and 3.1; trials: 0.25.6 refuses all three forgeries",
+)
+def _forged(observation: dict) -> Iterator[str]:
+    for probe in fact(observation, "rest"):
+        for what in probe["forged"]:
+            yield f"REST on {probe['address']} takes {what}"
+
+
+@_host_rule(
+    "NMQ-AUT-013",
+    "high",
+    "The key that verifies tokens is weak, or none",
+    why="A key that cannot be read lets nobody in, and one below 2048 bits lets in whoever has factored it.",
+    remedy="Make the pair anew by the role nanomq_pki (nanomq_pki_jwt_size)",
+    source="RFC 7518, 3.3: RS256 needs 2048 bits",
+)
+def _weak_token_key(observation: dict) -> Iterator[str]:
+    if get(fact(observation, "conf"), "http_server", "auth_type") != "jwt":
+        return
+    for one in fact(observation, "key_files"):
+        if one["kind"] != "jwt" or one.get("private"):
+            continue
+        if not one["exists"]:
+            yield f"{one['path']} does not exist"
+        elif weak_key(one["key_type"]) or not one["key_type"].startswith("rsa"):
+            yield f"{one['path']} holds a key of the kind {one['key_type'] or 'unknown'}"
+
+
+@_host_rule(
+    "NMQ-AUT-014",
+    "low",
+    "The key of tokens is old",
+    why="Nobody knows by now who has a copy of its other half, and tokens cannot be revoked.",
+    remedy="Make a new pair on the controller (nanomq_pki_dir/jwt) and apply nanomq_pki and nanomq_broker",
+    source="NIST SP 800-57, 5.3.6: a signature key should be used for one to three years",
+)
+def _old_token_key(observation: dict) -> Iterator[str]:
+    for one in fact(observation, "key_files"):
+        if one["kind"] == "jwt" and one["exists"] and one["age_days"] > OLDEST_TOKEN_KEY:
+            yield f"{one['path']} is {one['age_days']} days old"
+
+
+@_host_rule(
+    "NMQ-AUT-015",
+    "high",
+    "The key that verifies tokens can be replaced by the broker",
+    why="A broker that was broken into then puts another key in its place, and gives out tokens of its own.",
+    remedy="Apply the role nanomq_pki: the key belongs to root",
+    source="field practice: what verifies does not belong to what is verified",
+)
+def _loose_token_key(observation: dict) -> Iterator[str]:
+    for one in fact(observation, "key_files"):
+        if one["kind"] == "jwt" and one["exists"] and one["writable_by_service"]:
+            yield f"{one['path']} can be replaced by the broker's user"
 
 
 # --- access control: topics -------------------------------------------------------------------------------------------
@@ -1607,6 +1877,134 @@ def _stale(observation: dict) -> Iterator[str]:
             yield f"the configuration was changed since process {process['pid']} started"
 
 
+@_host_rule(
+    "NMQ-SVC-021",
+    "medium",
+    "The broker sees all of the host's files",
+    why="Without a view of its own a memory error in a packet parser reads whatever the account can, and writes "
+    "wherever it may.",
+    remedy="Apply the role nanomq_broker, whose unit shows it a file system that is read-only and without homes",
+    source="systemd.exec(5), ProtectSystem and ProtectHome",
+)
+def _unconfined(observation: dict) -> Iterator[str]:
+    for process in _running(observation):
+        if process["shares_mounts"]:
+            yield f"process {process['pid']} shares the mounts of the host"
+
+
+@_host_rule(
+    "NMQ-SVC-022",
+    "low",
+    "A few clients can use up what the broker may open",
+    why="Each client is an open file. At 1024, the usual limit, one attacker without a password keeps all others out.",
+    remedy="Apply the role nanomq_broker (nanomq_broker_open_files)",
+    source="trials: connections above the limit are not accepted; getrlimit(2)",
+)
+def _few_files(observation: dict) -> Iterator[str]:
+    for process in _running(observation):
+        if 0 <= process["open_files"] < FEWEST_FILES:
+            yield f"process {process['pid']} may open {process['open_files']} files"
+
+
+@_host_rule(
+    "NMQ-SVC-023",
+    "low",
+    "A crash can write passwords and keys to the disk",
+    why="A memory dump holds all that the broker knows, and is kept, or sent to whoever analyses crashes.",
+    remedy="Apply the role nanomq_broker, whose unit allows no dumps",
+    source="core(5)",
+)
+def _core(observation: dict) -> Iterator[str]:
+    for process in _running(observation):
+        if process["core"] != 0:
+            yield f"process {process['pid']} may dump its memory"
+
+
+@_host_rule(
+    "NMQ-SVC-024",
+    "high",
+    "The broker's program can be replaced by others than root",
+    why="Whoever can write it, or its directory, is the broker from its next start on.",
+    remedy="Give the program and its directory to root, mode 0755, or install the package anew (nanomq_broker_package)",
+    source="field practice",
+)
+def _program_writable(observation: dict) -> Iterator[str]:
+    for process in _running(observation):
+        if process["program_writable"]:
+            yield f"{process['program']}, or its directory, can be written by others than root"
+
+
+@_host_rule(
+    "NMQ-SVC-025",
+    "high",
+    "Another file with passwords can be read by every user",
+    why="Editors, packages and people leave copies beside the configuration, with the passwords that it holds.",
+    remedy="Remove the copy, or take it from others: chmod o= FILE",
+    source="field practice; the package brings nanomq_pwd.conf as well",
+)
+def _copies(observation: dict) -> Iterator[str]:
+    for path in fact(observation, "copies"):
+        yield f"{path} holds a password or a key, and everybody can read it"
+
+
+@_host_rule(
+    "NMQ-SVC-026",
+    "high",
+    "The clock is wrong",
+    why="Certificates and tokens count by it: a clock that is behind takes what has expired, and one that is ahead "
+    "refuses what is good.",
+    remedy="Set the clock, and let something keep it: systemd-timesyncd or chrony",
+    source="RFC 5280, 4.1.2.5; trials: the broker tolerates 200 s in tokens",
+)
+def _clock_wrong(observation: dict) -> Iterator[str]:
+    offset = fact(observation, "clock")["offset"]
+    if offset is not None and abs(offset) > CLOCK_TOLERANCE:
+        yield f"the clock is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the controller's"
+
+
+@_host_rule(
+    "NMQ-SVC-027",
+    "low",
+    "Nothing keeps the clock",
+    why="It drifts, and after a power failure many devices wake up in 1970, where no certificate is valid.",
+    remedy="Install and enable systemd-timesyncd or chrony",
+    source="adjtimex(2), time-sync.target",
+)
+def _clock_adrift(observation: dict) -> Iterator[str]:
+    clock = fact(observation, "clock")
+    if not (clock["synchronised"] or clock["services"] or clock["container"]):
+        yield "the kernel's clock is not synchronised, and no time service runs"
+
+
+@_host_rule(
+    "NMQ-SVC-028",
+    "high",
+    "The broker runs with another configuration than its file",
+    why="REST changes what runs and leaves the file as it is: one call lets anonymous clients in, and nothing that "
+    "reads files sees it.",
+    remedy="Find out who changed it, then restart the broker, or apply the role nanomq_broker",
+    source="trials: POST reload {allow_anonymous: true}, POST configuration/http_server",
+    asks="drift",
+)
+def _drift(observation: dict) -> Iterator[str]:
+    for key in fact(observation, "drift"):
+        yield f"{key} is not what the file says"
+
+
+@_host_rule(
+    "NMQ-SVC-029",
+    "medium",
+    "The broker may call everything of the kernel",
+    why="A broker that was broken into looks for a weakness of the kernel next. It needs few of its calls.",
+    remedy="Apply the role nanomq_broker, whose unit admits what a service needs (SystemCallFilter)",
+    source="systemd.exec(5), SystemCallFilter; seccomp(2)",
+)
+def _unfiltered(observation: dict) -> Iterator[str]:
+    for process in _running(observation):
+        if not process["filtered"]:
+            yield f"process {process['pid']} has no filter of system calls"
+
+
 # --- versions ---------------------------------------------------------------------------------------------------------
 
 
@@ -1727,7 +2125,10 @@ _RULES["NMQ-WVR-003"] = Rule(
 )
 
 #: All rules, by id.
-RULES: dict[str, Rule] = dict(sorted(_RULES.items()))
+RULES: dict[str, Rule] = {
+    name: dataclasses.replace(rule, references=rule.references or _references.of(name))
+    for name, rule in sorted(_RULES.items())
+}
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -1786,6 +2187,8 @@ def evaluate_host(observation: dict) -> list[Finding]:
     """
     found = []
     for rule in RULES.values():
+        if rule.asks and rule.asks not in observation:
+            continue
         evidence, unknown = [], []
         # What was seen says more than what is written.
         for check in (rule.host, _config_on_host(rule)):
@@ -1804,6 +2207,23 @@ def evaluate_host(observation: dict) -> list[Finding]:
     return by_severity(found)
 
 
+def evaluate_outside(observation: dict) -> list[Finding]:
+    """What is wrong with a host as another host sees it.
+
+    observation: {"ports": [{"port", "kind": rest, mqtt, websocket, tls or open, "detail", "private": bool}]}; see
+        `_outside.look`
+    """
+    found = []
+    for rule in RULES.values():
+        try:
+            evidence = list(rule.outside(observation)) if rule.outside else []
+            if evidence:
+                found.append(_finding(rule, evidence))
+        except NotObserved as reason:
+            found.append(_finding(rule, [str(reason)], observed=False))
+    return by_severity(found)
+
+
 def _config_on_host(rule: Rule) -> Check | None:
     """The rule's check of a configuration, asked of that which the host has."""
     if rule.config is None:
@@ -1817,10 +2237,23 @@ def _config_on_host(rule: Rule) -> Check | None:
     return check
 
 
-def passed(findings: Iterable[Finding]) -> list[str]:
-    """The ids of the rules for hosts that hold."""
+def passed(findings: Iterable[Finding], asked: Iterable[str] = ()) -> list[str]:
+    """The ids of the rules for hosts that hold.
+
+    asked: the facts that were looked for beyond the usual ones; rules that need others were not judged
+    """
+    broken, facts = {finding.id for finding in findings}, {"", *asked}
+    return [
+        rule.id
+        for rule in RULES.values()
+        if (rule.config or rule.host) and rule.asks in facts and rule.id not in broken
+    ]
+
+
+def passed_outside(findings: Iterable[Finding]) -> list[str]:
+    """The ids of the rules for what another host sees that hold."""
     broken = {finding.id for finding in findings}
-    return [rule.id for rule in RULES.values() if (rule.config or rule.host) and rule.id not in broken]
+    return [rule.id for rule in RULES.values() if rule.outside and rule.id not in broken]
 
 
 def _date(value: Any) -> datetime.date | None:
@@ -1839,7 +2272,7 @@ def apply_waivers(findings: list[Finding], waivers: list, today: datetime.date) 
 
     waivers: [{"rule": "NMQ-TLS-001", "reason": why, "expires": "2030-12-31"}]; they hold on the day they expire.
     """
-    reasons: dict[str, str] = {}
+    good: dict[str, dict[str, str]] = {}
     trouble: dict[str, list[str]] = {}
     for index, waiver in enumerate(waivers):
         name = str(get(waiver, "rule") or "")
@@ -1854,8 +2287,8 @@ def apply_waivers(findings: list[Finding], waivers: list, today: datetime.date) 
         elif expires < today:
             trouble.setdefault("NMQ-WVR-001", []).append(f"{where}: expired on {expires.isoformat()}")
         else:
-            reasons[name] = reason
-    marked = [dataclasses.replace(f, waived=reasons.get(f.id, "")) for f in findings]
+            good[name] = {"waived": reason, "waived_until": expires.isoformat()}
+    marked = [dataclasses.replace(f, **good.get(f.id, {})) for f in findings]
     return by_severity(marked + [_finding(RULES[rule], evidence) for rule, evidence in trouble.items()])
 
 
@@ -1872,8 +2305,11 @@ def failing(findings: Iterable[Finding], fail_on: str, *, deployment: bool = Fal
     ]
 
 
-def summary(findings: list[Finding]) -> str:
-    """``14 findings (5 critical, 6 high, 3 low), 2 not observed, 1 waived, 21 rules passed``."""
+def summary(findings: list[Finding], holding: int) -> str:
+    """``14 findings (5 critical, 6 high, 3 low), 2 not observed, 1 waived, 21 rules passed``.
+
+    holding: how many rules hold
+    """
     real = [f for f in findings if f.observed and not f.waived]
     counts = [(sum(f.severity == severity for f in real), severity) for severity in reversed(SEVERITIES)]
     detail = ", ".join(f"{count} {severity}" for count, severity in counts if count)
@@ -1884,5 +2320,4 @@ def summary(findings: list[Finding]) -> str:
     ):
         if count:
             parts.append(f"{count} {word}")
-    holding = len(passed(findings))
     return ", ".join([*parts, f"{holding} rule{'s' * (holding != 1)} passed"])

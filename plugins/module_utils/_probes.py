@@ -13,6 +13,7 @@ Times are seconds. Sources: MQTT 3.1.1 sections 3.1 and 3.2; proc(5); nft(8).
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import pwd
@@ -21,8 +22,9 @@ import secrets
 import socket
 import ssl
 import struct
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ansible_collections.edgesec.nanomq.plugins.module_utils._nginx import probe_crl, probe_https, probe_tls
 from ansible_collections.edgesec.nanomq.plugins.module_utils._sshd import probe_sshd
@@ -30,6 +32,10 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import
 from ansible_collections.edgesec.nanomq.plugins.module_utils._x509 import leaf_certificate
 
 TIMEOUT = 3.0
+#: How many timeouts a conversation may take in all.
+PATIENT = 2
+#: How long a client that was refused stays.
+LINGER = 0.1
 #: How often a login is tried before it counts as refused.
 TRIES = 3
 #: How long a service that was just started may take until everything holds.
@@ -224,25 +230,58 @@ def mqtt_connect(
         return "closed port", certificate
     try:
         connection = raw
-        if tls_context is not None:
+        with limited(raw, timeout * PATIENT) as spent:
+            if tls_context is not None:
+                try:
+                    # Without an answer while it lasts, wrap_socket leaves the socket to its caller.
+                    connection = tls_context.wrap_socket(raw)
+                    certificate = connection.getpeercert(binary_form=True) or b""
+                except (OSError, ValueError):
+                    return "no handshake", certificate
             try:
-                connection = tls_context.wrap_socket(raw)
-                certificate = connection.getpeercert(binary_form=True) or b""
-            except (OSError, ValueError):
-                return "no handshake", certificate
-        try:
-            connection.sendall(connect_packet(username, password))
-            answer = _receive(connection, 4)
-        except socket.timeout:  # not yet an alias of TimeoutError on Python 3.9
-            return "no answer", certificate
-        except OSError:
-            return "refused", certificate
+                connection.sendall(connect_packet(username, password))
+                answer = _receive(connection, 4)
+            except socket.timeout:  # not yet an alias of TimeoutError on Python 3.9
+                return "no answer", certificate
+            except OSError:
+                return "no answer" if spent.is_set() else "refused", certificate
+            if spent.is_set():
+                return "no answer", certificate
         accepted = len(answer) == 4 and answer[0] == 0x20 and answer[3] == 0
+        if not accepted:
+            # NanoMQ 0.25.6 aborts after one refused login in seventy if the client is gone at once.
+            time.sleep(LINGER)
         return ("accepted" if accepted else "refused"), certificate
     finally:
         if tls_context is not None and connection is not raw:
             connection.close()
         raw.close()
+
+
+@contextlib.contextmanager
+def limited(connection: socket.socket, seconds: float) -> Iterator[threading.Event]:
+    """Let a connection live so long in all. A timeout counts from byte to byte, so that a trickle could go on for ever.
+
+    Yields an event that is set when the time is over.
+    """
+    spent = threading.Event()
+    # The descriptor is kept open by a copy: ssl takes the original over.
+    copy = connection.dup()
+
+    def end() -> None:
+        spent.set()
+        with contextlib.suppress(OSError):
+            copy.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield spent
+    finally:
+        timer.cancel()
+        timer.join()
+        copy.close()
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:
@@ -323,9 +362,11 @@ def rest_get(
     """GET a path of the REST server. Returns (status, body), or (0, why) where there was no answer."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
-        connection.request("GET", path, headers=headers or {})
-        response = connection.getresponse()
-        return response.status, response.read(4 << 20)
+        connection.connect()
+        with limited(connection.sock, timeout * PATIENT):
+            connection.request("GET", path, headers=headers or {})
+            response = connection.getresponse()
+            return response.status, response.read(4 << 20)
     except (OSError, http.client.HTTPException) as error:
         return 0, str(error).encode()
     finally:

@@ -49,9 +49,19 @@ options:
         description: Last day of the waiver, as C(2030-12-31).
         type: str
   timeout:
-    description: Seconds that a live probe may take.
+    description: Seconds that an answer to a live probe may take. A whole conversation may take twice as long.
     type: float
     default: 2
+  token:
+    description:
+      - A token that REST accepts, such as the lookup P(edgesec.nanomq.jwt_token#lookup) makes.
+      - With it the configuration that runs is compared with its file. Without it the rules of that are not judged.
+    type: str
+    default: ""
+  controller_time:
+    description: The controller's clock in seconds of Unix, to compare the host's with; V(0) for not at all.
+    type: float
+    default: 0
 attributes:
   check_mode:
     support: full
@@ -64,6 +74,7 @@ attributes:
     platforms: posix
     description: Linux. Needs root, since other users' processes and sockets are looked at.
 seealso:
+  - module: edgesec.nanomq.audit_export
   - module: edgesec.nanomq.audit_report
 """
 
@@ -110,6 +121,9 @@ findings:
     waived:
       description: The reason of the waiver, empty where there is none.
       type: str
+    waived_until:
+      description: The last day of the waiver, empty where there is none.
+      type: str
     blocking:
       description: Whether the finding would stop a deployment.
       type: bool
@@ -123,6 +137,17 @@ summary:
   returned: success
   type: str
   sample: 2 findings (1 critical, 1 high), 68 rules passed
+cost:
+  description: What the run took on the host.
+  returned: success
+  type: dict
+  contains:
+    seconds:
+      description: From the start of the observation to its end.
+      type: float
+    memory_mib:
+      description: The most memory that was resident.
+      type: float
 observation:
   description:
     - What was seen, without the configuration and without any secret.
@@ -132,6 +157,7 @@ observation:
 """
 
 import datetime
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _observe, _policy
@@ -151,19 +177,24 @@ def main() -> None:
                 "options": {"rule": {"type": "str"}, "reason": {"type": "str"}, "expires": {"type": "str"}},
             },
             "timeout": {"type": "float", "default": 2},
+            "token": {"type": "str", "default": "", "no_log": True},
+            "controller_time": {"type": "float", "default": 0},
         },
         supports_check_mode=True,
     )
     options = dict(module.params)
     waivers = options.pop("waivers")
+    started = time.monotonic()
     observation = _observe.observe(**options)
     today = datetime.datetime.now(datetime.timezone.utc).date()
     findings = _policy.apply_waivers(_policy.evaluate_host(observation), waivers, today)
+    holding = _policy.passed(findings, observation)
     module.exit_json(
         changed=False,
         findings=[finding.as_dict() for finding in findings],
-        passed=_policy.passed(findings),
-        summary=_policy.summary(findings),
+        passed=holding,
+        summary=_policy.summary(findings, len(holding)),
+        cost=_observe.cost(started),
         observation=_observe.public(observation),
     )
 

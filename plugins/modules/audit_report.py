@@ -11,12 +11,17 @@ version_added: "0.1.0"
 author: EdgeSec maintainers (@edgesec)
 description:
   - Prints a table with one line a finding, the worst first. With C(-v) it adds all that was seen, and the remedies.
+  - Control characters and what cannot be seen, in what a host says, are shown as escapes.
+  - A host that was not audited fails the task, with the reason.
   - Runs on the controller alone.
 options:
   result:
     description: What M(edgesec.nanomq.audit) returned.
     type: dict
     required: true
+  outside:
+    description: What M(edgesec.nanomq.audit_outside) returned of the same host, if anybody asked.
+    type: dict
   fail_on:
     description: Findings of this severity and above, also those that could not be observed, fail the task.
     type: str
@@ -31,6 +36,7 @@ attributes:
     description: Nothing is changed.
 seealso:
   - module: edgesec.nanomq.audit
+  - module: edgesec.nanomq.audit_export
 """
 
 EXAMPLES = r"""
@@ -42,7 +48,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: Which findings failed the task.
+  description: Which findings failed the task, or why the host was not audited.
   returned: failure
   type: str
 """
