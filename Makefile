@@ -38,7 +38,7 @@ demo: $(INSTALLED) ## Show an insecure NanoMQ host, harden it, show that it hold
 
 .PHONY: test
 test: $(VENV)/.test ## Run everything below
-	@tests/stages lint unit contract molecule
+	@tests/stages lint unit browser contract molecule
 
 .PHONY: lint
 lint: $(VENV)/.test ## Static checks
@@ -47,6 +47,11 @@ lint: $(VENV)/.test ## Static checks
 .PHONY: unit
 unit: $(VENV)/.test $(INSTALLED) ## Unit tests, and checks of the tree and the tarball
 	@EDGESEC_TARBALL=$(TARBALL) $(PYTEST) --numprocesses=auto tests/unit tests/quality
+
+.PHONY: browser
+browser: $(VENV)/.test $(INSTALLED) ## The audit's page in a real Chromium; screenshots go to .cache/screenshots
+	@tests/browser/chromium >/dev/null
+	@$(PYTEST) tests/browser
 
 .PHONY: contract
 contract: $(VENV)/.test $(INSTALLED) ## The broker's contract, on the double and on a real NanoMQ if there is one
@@ -57,9 +62,10 @@ molecule: $(VENV)/.test $(SCANNERS)/.installed $(INSTALLED) ## Scenarios on test
 	@tests/lab/run-scenarios $(SCENARIOS)
 
 .PHONY: bench
-bench: $(VENV)/.test $(INSTALLED) ## Measure against the same job done with stock modules, and nginx against other front ends
+bench: $(VENV)/.test $(INSTALLED) ## Measure against stock modules, nginx against other front ends, and the audit's page
 	@bench/run
 	@bench/front
+	@bench/report
 
 .PHONY: build
 build: $(TARBALL) ## Build the collection's tarball
