@@ -3,19 +3,51 @@
 
 """What a packet filter does with a new connection, read from the kernel's rules, whoever wrote them.
 
-Sources: nft(8), libnftables-json(5).
+The matches of iptables that nft has none for (``xt``) are nameless in JSON; nft's text translates them. ufw is made of
+them. Sources: nft(8), libnftables-json(5), iptables-extensions(8).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
+_TABLE = re.compile(r"table (\w+) (\S+) \{")
+_RULE = re.compile(r"\s+(.*) # handle (\d+)\Z")
+#: What nft's text says of matches of iptables, and whether it holds for a new connection to an address of the host.
+_TRANSLATED = (
+    (re.compile(r"\bct state ([\w,]+)"), lambda found: "new" in found.split(",")),
+    (re.compile(r"\bct status (\w+)"), lambda found: False),
+    (re.compile(r"\bfib daddr type (\w+)"), lambda found: found == "local"),
+    (re.compile(r"\b(?:icmp|icmpv6) type (\S+)"), lambda found: False),
+    (re.compile(r"\brt type (\S+)"), lambda found: False),
+)
 
-def verdict(items: list[dict], port: int, family: str) -> str:
+
+def translated(items: list[dict]) -> bool:
+    """Whether a ruleset holds matches of iptables, for which the text is needed as well."""
+    return any("xt" in expression for item in items for expression in item.get("rule", {}).get("expr", []))
+
+
+def texts(listing: str) -> dict[tuple, str]:
+    """{(family, table, handle): text of the rule} of ``nft -a list ruleset``."""
+    found, family, table = {}, "", ""
+    for line in listing.splitlines():
+        header, rule = _TABLE.match(line), _RULE.match(line)
+        if header:
+            family, table = header.groups()
+        elif rule:
+            found[(family, table, int(rule.group(2)))] = rule.group(1)
+    return found
+
+
+def verdict(items: list[dict], port: int, family: str, wording: dict[tuple, str] | None = None) -> str:
     """What a ruleset (the list of ``nft -j list ruleset``) does with a new TCP connection from another host.
 
-    family: ip or ip6. Returns accepted, dropped, or depends where it turns on an address or the like.
+    family: ip or ip6; wording: see `texts`
+
+    Returns accepted, dropped, or depends where it turns on an address or the like.
     """
     chains: dict[tuple, dict] = {}
     for item in items:
@@ -26,7 +58,8 @@ def verdict(items: list[dict], port: int, family: str) -> str:
         rule = item.get("rule", {})
         key = (rule.get("family"), rule.get("table"), rule.get("chain"))
         if key in chains:
-            chains[key]["rules"].append(rule["expr"])
+            said = (wording or {}).get((rule["family"], rule["table"], rule.get("handle")), "")
+            chains[key]["rules"].append(_with_wording(rule["expr"], said))
     maybe = False
     for key, chain in chains.items():
         if chain.get("hook") in ("prerouting", "input") and chain.get("type") != "nat":
@@ -37,6 +70,18 @@ def verdict(items: list[dict], port: int, family: str) -> str:
                 return "dropped"
             maybe = maybe or "drop" in outcomes
     return "depends" if maybe else "accepted"
+
+
+def _with_wording(expressions: list[dict], said: str) -> list[dict]:
+    """The expressions of a rule with what its text says in the place of the matches of iptables."""
+    matches = [one for one in expressions if one.get("xt", {}).get("type") == "match"]
+    known = [holds(found) for pattern, holds in _TRANSLATED for found in pattern.findall(said)]
+    if not matches:
+        return [{"reject": None} if one.get("xt", {}).get("name") == "REJECT" else one for one in expressions]
+    # One that does not hold decides; all hold only if there is a word for each.
+    held = False if False in known else True if len(known) >= len(matches) else None
+    rest = [one for one in expressions if one not in matches]
+    return [{"known": held}, *_with_wording(rest, "")]
 
 
 def _chain(chains: dict, key: tuple, port: int, family: str, depth: int) -> Iterator[str | None]:
@@ -64,6 +109,12 @@ def _rule(chains: dict, key: tuple, expressions: list[dict], port: int, family: 
             if held is False:
                 return [None], False
             sure = sure and held is True
+        elif kind == "known":
+            if body is False:
+                return [None], False
+            sure = sure and body is True
+        elif kind == "xt" and body.get("name") == "LOG":
+            continue
         elif kind in ("limit", "quota", "ct count", "connlimit", "xt", "vmap", "fib"):
             sure = False
         elif kind == "accept":
@@ -100,9 +151,12 @@ def _compared(left: Any, right: Any, port: int, family: str) -> bool | None:
         ("meta", "nfproto"): {"ip": "ipv4", "ip6": "ipv6"}[family],
         ("meta", "protocol"): family,
         ("ct", "state"): "new",
+        ("ct", "status"): "",  # neither dnat nor anything else has been done to it
     }
     if (where, key) in known:
         return _holds(right, known[(where, key)])
+    if where == "fib":
+        return _routed(what, right)
     if where != "payload":
         return None
     protocol = what.get("protocol")
@@ -110,6 +164,15 @@ def _compared(left: Any, right: Any, port: int, family: str) -> bool | None:
         return _holds(right, port)
     # A match on another protocol's header is one that the packet does not have.
     return False if protocol in {"udp", "icmp", "icmpv6", "igmp", "ip", "ip6"} - {family} else None
+
+
+def _routed(what: dict, right: Any) -> bool | None:
+    """What the routing table says: the packet is for this host, and its sender is reached by where it came from."""
+    if what.get("result") == "type" and what.get("flags") == ["daddr"]:
+        return _holds(right, "local")
+    if what.get("result") == "oif" and "saddr" in what.get("flags", []):
+        return right is not False  # false stands for missing
+    return None
 
 
 def _holds(right: Any, value: Any) -> bool | None:

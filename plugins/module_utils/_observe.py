@@ -610,19 +610,25 @@ def cost(started_at: float) -> dict:
 
 def firewall(observation: dict) -> dict:
     """What the kernel's packet filter does with a new connection from the network to the port of REST."""
-    code, out = run(["nft", "-j", "list", "ruleset"], timeout=20)
-    if code != 0:
-        raise NotObserved("nft cannot list the rules: " + (out.splitlines() or ["no message"])[-1])
-    items = json.loads(out)["nftables"]
+    items = json.loads(_listing("-j", "list", "ruleset"))["nftables"]
     table = any(
         item["table"]["family"] == "inet" and item["table"]["name"] == _policy.TABLE
         for item in items
         if "table" in item
     )
+    wording = _netfilter.texts(_listing("-a", "list", "ruleset")) if _netfilter.translated(items) else {}
     return {
         "table": table,
-        "ports": {str(port): _netfilter.verdict(items, port, family) for port, family in guarded(observation)},
+        "ports": {str(port): _netfilter.verdict(items, port, family, wording) for port, family in guarded(observation)},
     }
+
+
+def _listing(*arguments: str) -> str:
+    """What nft prints. Raises NotObserved."""
+    code, out = run(["nft", *arguments], timeout=20)
+    if code != 0:
+        raise NotObserved("nft cannot list the rules: " + (out.splitlines() or ["no message"])[-1])
+    return out
 
 
 def guarded(observation: dict) -> list[tuple[int, str]]:

@@ -90,6 +90,28 @@ def test_plain_mqtt_is_found(unguarded, tmp_path, answers):
         unguarded.check_output(f"rm -f {conf} /var/tmp/connack.py")
 
 
+def test_the_verdict_on_rules_of_ufw_is_what_happens(unguarded, outsider, tmp_path):
+    """What the audit reads out of the kernel, and what another host comes to, are the same."""
+    unguarded.check_output(
+        "apt-get -qq update; DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes ufw; ufw allow 22/tcp; "
+        "ufw --force enable"
+    )
+    unguarded.check_output(
+        f"systemd-run --quiet --collect --unit=forward python3 -c %s {unguarded.ipv4} 8081 8081", FORWARD
+    )
+    try:
+        for allowed in (False, True):
+            if allowed:
+                unguarded.check_output("ufw allow 8081/tcp")
+            assert (outsider.run(f"nc -z -w 2 {unguarded.ipv4} 8081").rc == 0) is allowed
+            run = scenario.play("edgesec.nanomq.audit", "-v", hosts=unguarded.name)
+            assert ("NMQ-NET-006" in run.output) is allowed, run.output
+    finally:
+        unguarded.check_output(
+            "ufw --force disable; DEBIAN_FRONTEND=noninteractive apt-get -qq purge --yes ufw iptables"
+        )
+
+
 def test_a_second_host_that_is_not_there_is_said(broker, tmp_path):
     """And what was not looked at does not count as good."""
     run = scenario.play(

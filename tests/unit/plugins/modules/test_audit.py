@@ -11,6 +11,7 @@ import datetime
 import http.server
 import json
 import os
+import pathlib
 import socketserver
 import threading
 
@@ -705,6 +706,27 @@ def test_what_the_packet_filter_does_with_a_new_connection(expected, items):
 def test_a_second_table_cannot_let_in_what_the_first_drops():
     other = json.loads(json.dumps(ruleset([CLOSED, ACCEPT])).replace('"t"', '"other"'))
     assert _netfilter.verdict(other + ruleset([CLOSED, DROP]), 8081, "ip") == "dropped"
+
+
+RULESETS = pathlib.Path(__file__).parents[2] / "rulesets"
+
+
+@pytest.mark.parametrize(("name", "open_ports"), [("ufw", {22, 8883}), ("firewalld", {22})], ids=["ufw", "firewalld"])
+@pytest.mark.parametrize("family", ["ip", "ip6"])
+def test_rules_that_others_wrote_are_understood(name, open_ports, family):
+    """As ufw 0.36 (with iptables) and firewalld 2.3 load them by default, with these ports opened."""
+    items = json.loads((RULESETS / f"{name}.json").read_text())["nftables"]
+    listing = RULESETS / f"{name}.nft"
+    wording = _netfilter.texts(listing.read_text()) if listing.exists() else None
+    assert _netfilter.translated(items) is listing.exists()
+    ports = (22, 445, 1883, 8081, 8883)
+    verdicts = {port: _netfilter.verdict(items, port, family, wording) for port in ports}
+    assert verdicts == {port: "accepted" if port in open_ports else "dropped" for port in ports}
+
+
+def test_matches_of_iptables_without_their_wording_are_not_guessed():
+    items = json.loads((RULESETS / "ufw.json").read_text())["nftables"]
+    assert {_netfilter.verdict(items, port, "ip") for port in (22, 8081)} == {"depends"}
 
 
 def test_rules_that_jump_in_a_circle_end():
