@@ -15,6 +15,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 
 import ansible_collections.edgesec.nanomq as collection
 import pytest
@@ -161,6 +162,16 @@ def test_a_fleet_of_which_nobody_was_audited_has_its_report(play, hosts):
 def test_with_a_limit_the_report_is_of_those_hosts(play):
     assert play({"a": CLEAN, "b": CLEAN, "c": CLEAN}, "--limit", "b,c").returncode == 0, play.output
     assert states(play) == {"b": "A", "c": "A"}
+
+
+def test_a_host_that_hangs_is_given_up_and_said(play):
+    hosts = {"a": CLEAN, "b": {**CLEAN, "sleep": 60}}
+    began = time.monotonic()
+    assert play(hosts, variables={"nanomq_audit_timeout": 3}).returncode == 2, play.output
+    assert time.monotonic() - began < 30
+    found = states(play)
+    assert found["a"] == "A"
+    assert "3 second" in found["b"]
 
 
 def test_a_host_that_was_lost_before_the_role_is_in_the_report(play):
