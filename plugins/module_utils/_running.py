@@ -74,10 +74,10 @@ def compared(conf: dict, running: dict, read: Any) -> list[tuple[str, Any, Any]]
     pairs.append(("listeners.ssl", bool(listening), bool(_at(running, "tls", "enable"))))
     if len(listening) == 1:
         pairs += _listener(*listening[0], running, read)
-    names = sorted(name for name, block in _bridges(conf) if get(block, "enable") is not False)
-    pairs.append(
-        ("bridges.mqtt", names, sorted(str(_at(node, "name")) for node in _at(running, "bridge", "nodes") or []))
-    )
+    wanted_bridges = {name: (get(block, "enable") is not False, get(block, "server")) for name, block in _bridges(conf)}
+    nodes = _at(running, "bridge", "nodes") or []
+    told = {_at(node, "name"): (_at(node, "enable"), _at(node, "connector", "server")) for node in nodes}
+    pairs.append(("bridges.mqtt", wanted_bridges, told))
     return pairs
 
 
