@@ -180,8 +180,9 @@ def process(pid: int, command: list[str], proc: str = "/proc") -> dict:
         "dist": os.path.isdir(f"{base}/cwd/dist"),
         "program_replaced": program.endswith(" (deleted)"),
         "conf_changed": changed_since(path, started(read(f"{base}/stat"))),
-        "program": program.removesuffix(" (deleted)"),
-        "program_writable": loose(program.removesuffix(" (deleted)")),
+        "program": command[0] if command[0].startswith("/") else program.removesuffix(" (deleted)"),
+        # Started by a script, both count.
+        "program_writable": any(loose(path) for path in {program.removesuffix(" (deleted)"), command[0]}),
         "filtered": filters(status) > filters(fields(read(f"{proc}/1/status"))),
         "shares_mounts": same_namespace(f"{base}/ns/mnt", f"{proc}/1/ns/mnt"),
         **limits(read(f"{base}/limits")),
@@ -211,7 +212,9 @@ def limits(text: str) -> dict:
 
 
 def loose(path: str) -> bool:
-    """Whether others than root can write a file, or put another in its place."""
+    """Whether others than root can write a file, or put another in its place; of relative paths nobody knows."""
+    if not path.startswith("/"):
+        return False
     for one in (path, os.path.dirname(path)):
         try:
             info = os.stat(one)
