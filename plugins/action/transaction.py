@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import socket
 import time
 from typing import Any
 
@@ -17,6 +20,16 @@ MODULE = "edgesec.nanomq.transaction"
 GRACE = 30
 
 
+def this_run(task_vars: dict[str, Any]) -> dict[str, Any]:
+    """Which run this is, for the list of the generations: who ran which play, from where, as which process."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # no such account, as in some containers
+        user = str(os.getuid())
+    # Of the workers the parent: one number for all that a run does.
+    return {"by": f"{user}@{socket.gethostname()}", "play": task_vars.get("ansible_play_name", ""), "pid": os.getppid()}
+
+
 class ActionModule(ActionBase):
     """Run the module once; a second time, over a new connection, where the change must be confirmed."""
 
@@ -27,7 +40,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         del tmp
-        args = self._without_secrets(dict(self._task.args))
+        args = {**self._without_secrets(dict(self._task.args)), "run": this_run(task_vars or {})}
         started = time.monotonic()
         try:
             result.update(self._execute_module(module_name=MODULE, module_args=args, task_vars=task_vars))

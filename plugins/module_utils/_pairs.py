@@ -43,6 +43,7 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._files import (
     write_atomic,
     write_new,
 )
+from ansible_collections.edgesec.nanomq.plugins.module_utils._generations import needed_files
 
 KEY, CERTIFICATE, CURRENT, PENDING = "key.pem", "cert.pem", "current", "pending"
 
@@ -296,7 +297,8 @@ class PairStore:
     def leftovers(self, spare: str | None = None) -> list[str]:
         """Return the names of what can go: rubbish of runs that were cut, and old pairs beyond ``keep``.
 
-        ``spare`` is an old pair to be kept before all others; it counts as one of the ``keep``.
+        ``spare`` is an old pair to be kept before all others; it counts as one of the ``keep``. A pair that a kept
+        generation of a transaction names stays as well, since without it there is no way back to that.
         """
         if not os.path.isdir(self.directory):
             return []
@@ -306,7 +308,9 @@ class PairStore:
         stale = [name for name in names if _NEW.fullmatch(name) and abs(time.time() - self._age(name)) > STALE]
         pairs = [name for name in names if _IDENTIFIER.fullmatch(name) and name != current]
         pairs.sort(key=lambda name: (name == spare, self._age(name), name), reverse=True)
-        return rubbish + stale + pairs[self._keep :]
+        old = pairs[self._keep :]
+        needed = {os.path.dirname(path) for path in needed_files()} if old else ()
+        return rubbish + stale + [name for name in old if self._of(name) not in needed]
 
     def tidy(self, spare: str | None = None) -> list[str]:
         """Remove the leftovers, and return their names."""

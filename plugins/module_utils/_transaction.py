@@ -25,6 +25,7 @@ import contextlib
 import errno
 import fcntl
 import grp
+import hashlib
 import json
 import os
 import pwd
@@ -39,6 +40,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 STATE_DIR = "/var/lib/edgesec-nanomq"
 UNIT_DIR = "/etc/systemd/system"
+#: Formats of the manifest of a generation. 2 is the first with checksums, and with how the set was checked.
+_MANIFESTS = (1, 2)
 RECOVERY_UNIT = "edgesec-nanomq-recover.service"
 #: Seconds that a run may take from the swap to the commit before the dead man's switch undoes it.
 WORK_LIMIT = 180
@@ -99,7 +102,8 @@ class Entry:
     """One path of the set. `mode` is the permission bits as a number; `content` counts for files, `target` for links.
 
     `early` puts a *new* path in place before the validation. It is for files whose name changes with their content (a
-    key named by its fingerprint): nothing that runs can be reading them yet.
+    key named by its fingerprint): nothing that runs can be reading them yet. `shown` is for those who show the file: it
+    is kept with the generation, and means nothing here.
     """
 
     dest: str
@@ -111,6 +115,7 @@ class Entry:
     mode: int = 0o644
     early: bool = False
     sysusers: bool = False
+    shown: str = "hide"
 
 
 @dataclass
@@ -146,6 +151,15 @@ class Outcome:
     unconfirmed: bool = False
     validated: bool = False
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Generation:
+    """A kept set, read back whole: what `Transaction` takes, and the manifest with what else is known of it."""
+
+    manifest: dict
+    entries: list[Entry]
+    services: list[Service]
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -215,6 +229,10 @@ def read(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as handle:
         return handle.read()
+
+
+def _is_file(found: dict) -> bool:
+    return found["kind"] == "file"
 
 
 def _ids(entry: Entry) -> tuple[int, int] | None:
@@ -397,14 +415,58 @@ class Store:
             return []
 
     def manifest(self, number: int) -> dict:
-        return json.loads(read(os.path.join(self.generations_path, f"{number:04d}", "manifest.json")))
+        """What is known of a generation. Raises where it is not as it was written."""
+        path = os.path.join(self.generations_path, f"{number:04d}", "manifest.json")
+        try:
+            manifest = json.loads(read(path))
+            if manifest["format"] not in _MANIFESTS:
+                raise ValueError(f"format {manifest['format']}")
+            if manifest.get("checksum") != (checksum(manifest) if manifest["format"] > 1 else None):
+                raise ValueError("its checksum differs")
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise TransactionError(
+                f"generation {number} of '{self.name}' is damaged: {path}: {getattr(error, 'strerror', None) or error}. "
+                f"It is of no use any more: remove {os.path.dirname(path)}",
+                step="load",
+            ) from error
+        return manifest
 
-    def write_generation(self, name: str, manifest: dict, blobs: list[bytes]) -> None:
+    def generation(self, number: int) -> Generation:
+        """Read a generation back, each of its files compared with its checksum. Raises where one is not as written."""
+        manifest = self.manifest(number)
+        if manifest["format"] < 2:
+            raise TransactionError(
+                f"generation {number} of '{self.name}' was kept by an earlier version of this collection, without its "
+                "checksums and checks, and cannot be restored",
+                step="load",
+            )
+        fields = Entry.__dataclass_fields__
+        entries = []
+        for item in manifest["files"]:
+            values = {key: value for key, value in item.items() if key in fields}
+            entries.append(Entry(**values, content=self._blob(number, item) if item["state"] == "file" else b""))
+        return Generation(manifest, entries, [Service(**item) for item in manifest["services"]])
+
+    def _blob(self, number: int, item: dict) -> bytes:
+        path = os.path.join(self.generations_path, f"{number:04d}", item["blob"])
+        problem = "its content differs from its checksum"
+        try:
+            content = read(path)
+            if hashlib.sha256(content).hexdigest() == item["sha256"]:
+                return content
+        except OSError as error:
+            problem = error.strerror or str(error)
+        raise TransactionError(
+            f"generation {number} of '{self.name}' is damaged: {path}, which is {item['dest']}: {problem}", step="load"
+        )
+
+    def write_generation(self, name: str, manifest: dict, blobs: dict[str, bytes]) -> None:
         """Write a generation under a name of its own; it counts once it is renamed to a number."""
         path = os.path.join(self.generations_path, name)
+        manifest = {**manifest, "checksum": checksum(manifest)}
         os.mkdir(path, 0o700)
-        for number, blob in enumerate(blobs):
-            write_new(os.path.join(path, f"{number:03d}"), blob, mode=0o600, uid=os.geteuid(), gid=os.getegid())
+        for blob, content in blobs.items():
+            write_new(os.path.join(path, blob), content, mode=0o600, uid=os.geteuid(), gid=os.getegid())
         write_new(
             os.path.join(path, "manifest.json"),
             json.dumps(manifest, indent=1).encode(),
@@ -429,6 +491,12 @@ class Store:
             # It loses its number first: a numbered generation is whole at any time.
             self.rename_generation(f"{number:04d}", ".dropped")
             self.drop_generation(".dropped")
+
+
+def checksum(manifest: dict) -> str:
+    """SHA-256 over a manifest without the checksum in it."""
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 # --- undo: the only part that runs without a controller ---------------------------------------------------------------
@@ -658,7 +726,8 @@ class Transaction:
 
     `validate` gets {dest: path of the staged file} and raises `TransactionError` where the set must not be used.
     `probe` returns a list of what does not hold, empty where all is well. `journal` gets the start of the activation
-    (seconds since the epoch) and returns the end of what the services logged since.
+    (seconds since the epoch) and returns the end of what the services logged since. `memo` is plain data that is kept
+    with the generation, beside what the engine itself writes there: by whom, how it was checked.
     """
 
     def __init__(
@@ -674,6 +743,7 @@ class Transaction:
         unit_dir: str = UNIT_DIR,
         confirm_within: int = 0,
         keep: int = 5,
+        memo: dict | None = None,
         call=run,
     ):
         self.store = Store(name, state_dir)
@@ -685,6 +755,7 @@ class Transaction:
         self.unit_dir = unit_dir
         self.confirm_within = confirm_within
         self.keep = keep
+        self.memo = memo or {}
         self.call = call
         self.outcome = Outcome()
         self.record: dict = {}
@@ -705,6 +776,10 @@ class Transaction:
             return self._preview(changes) if check else self._change(changes)
 
     # compare
+
+    def differing(self) -> list[str]:
+        """The paths that are not as the set says. Nothing is changed, and no lock taken."""
+        return [entry.dest for entry, _before, _change in self._compare()]
 
     def _compare(self) -> list[tuple[Entry, dict, Change]]:
         changes = []
@@ -943,25 +1018,33 @@ class Transaction:
         """Write the generation before the swap: a disk that is full must show now, not at the commit."""
         as_found, new = _pending(self.record)
         if not self.store.generations():
-            found = [(e, b, c.before) for e, b, c in changes if b["kind"] == "file"]
-            manifest = self._manifest("as found", [(e.dest, "file", b) for e, b, _blob in found])
-            self.store.write_generation(as_found, manifest, [blob for _e, _b, blob in found])
-        files = [entry for entry in self.entries if entry.state != "absent"]
-        manifest = self._manifest(self.record["id"], [(e.dest, e.state, asdict(e)) for e in files])
-        self.store.write_generation(new, manifest, [e.content for e in files])
+            found = [(change.before, {"dest": e.dest, "state": "file", **b}) for e, b, change in changes if _is_file(b)]
+            self.store.write_generation(as_found, *self._manifest("as found", found, [], {}))
+        entries = [(entry.content, asdict(entry)) for entry in self.entries]
+        self.store.write_generation(new, *self._manifest(self.record["id"], entries, changes, self.memo))
 
-    def _manifest(self, identity: str, files: list) -> dict:
-        keys = ("owner", "group", "mode", "uid", "gid", "target", "early", "sysusers")
-        return {
-            "format": 1,
+    def _manifest(self, identity: str, files: list, changes: list, memo: dict) -> tuple[dict, dict[str, bytes]]:
+        """The manifest of a set, and the contents by the names that it gives them. `files`: (content, attributes)."""
+        keys = ("dest", "state", "owner", "group", "mode", "uid", "gid", "target", "early", "sysusers", "shown")
+        items, blobs = [], {}
+        for number, (content, attributes) in enumerate(files):
+            item = {key: attributes[key] for key in keys if key in attributes}
+            if item["state"] == "file":
+                item.update(blob=f"{number:03d}", sha256=hashlib.sha256(content).hexdigest())
+                blobs[item["blob"]] = content
+            items.append(item)
+        manifest = {
+            **memo,
+            "format": max(_MANIFESTS),
             "id": identity,
             "time": int(time.time()),
-            "files": [
-                {"dest": dest, "state": state, "blob": f"{number:03d}", **{k: v[k] for k in keys if k in v}}
-                for number, (dest, state, v) in enumerate(files)
-            ],
+            "changes": [{"dest": change.dest, "what": change.what} for _entry, _before, change in changes],
+            "files": items,
             "services": [asdict(service) for service in self.services],
+            "keep": self.keep,
+            "confirm_within": self.confirm_within,
         }
+        return manifest, blobs
 
     def _run_validate(self, changes: list) -> None:
         staged = {entry.dest: entry.dest for entry in self.entries if entry.state == "file"}

@@ -27,11 +27,20 @@ options:
       - V(present) brings the host to the set.
       - V(confirmed) confirms the transaction named by O(transaction). The action plugin does that by itself.
       - V(status) tells how the last transaction ended.
+      - V(restored) brings the host back to a generation that it keeps, named by O(generation). Files, services,
+        validators and probes are those of the generation. It is a transaction like any other, and makes a generation
+        of its own.
     type: str
-    choices: [present, confirmed, status]
+    choices: [present, confirmed, status, restored]
     default: present
   transaction:
     description: The transaction to confirm.
+    type: str
+  generation:
+    description:
+      - The generation to restore, by its number or as V(previous), which is what was in force before the last
+        deployment. A rollback is no deployment, so that V(previous) means the same until the next one.
+      - M(edgesec.nanomq.generations) lists them.
     type: str
   files:
     description:
@@ -135,6 +144,14 @@ options:
       rest_authorization:
         description: Value of the C(Authorization) header.
         type: str
+      rest_tokens:
+        description:
+          - For O(state=restored), tokens of which the one is used that the generation's key verifies. Without one it is
+            left out to ask the broker what it has loaded.
+          - The other credentials are taken from the generation itself.
+        type: list
+        elements: str
+        default: []
       mqtt_password:
         description: The password of O(mqtt_username).
         type: str
@@ -148,12 +165,17 @@ options:
     description:
       - Seconds in which a fresh connection must confirm the change; otherwise the host undoes it. V(0) for none.
       - For changes that can cut the connection that they came by.
+      - With O(state=restored) it counts where the generation, or the one in force, came about with a confirmation.
     type: int
     default: 0
   keep:
     description: How many generations to keep, besides the host as it was found.
     type: int
     default: 5
+  run:
+    description: By which run, for the list of the generations. Filled by the action plugin.
+    type: dict
+    default: {}
 attributes:
   check_mode:
     support: full
@@ -185,6 +207,13 @@ EXAMPLES = r"""
       - type: nft
         file: /etc/edgesec-nanomq/firewall.nft
     confirm_within: 60
+
+- name: Go back to what was in force before the last deployment
+  edgesec.nanomq.transaction:
+    name: firewall
+    state: restored
+    generation: previous
+    confirm_within: 60
 """
 
 RETURN = r"""
@@ -206,6 +235,10 @@ recovered:
 generation:
   description: Number of the generation that is now in force.
   returned: when committed
+  type: int
+restored:
+  description: Number of the generation that was asked for.
+  returned: with O(state=restored)
   type: int
 transaction:
   description: Name of this transaction.
@@ -243,8 +276,11 @@ last:
   type: dict
 """
 
+import contextlib
+import dataclasses
+
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _hocon
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _generations, _hocon
 from ansible_collections.edgesec.nanomq.plugins.module_utils._probes import PROBES, run_probes
 from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import (
     Change,
@@ -255,12 +291,82 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import
     Transaction,
     TransactionError,
     confirm,
+    read,
+    recover,
     run,
 )
 from ansible_collections.edgesec.nanomq.plugins.module_utils._validators import VALIDATORS, run_validators
 
+STATES = ["present", "confirmed", "status", "restored"]
 #: Shorter secrets are not searched for in what is returned: they would mask words at random. The policy refuses them.
 SHORTEST_SECRET = 6
+
+
+@dataclasses.dataclass
+class Plan:
+    """What to bring the host to, how to check it, and what to keep with it."""
+
+    entries: list[Entry]
+    services: list[Service]
+    validators: list[dict]
+    probes: list[dict]
+    credentials: dict
+    shown: dict[str, str]
+    memo: dict
+    confirm_within: int
+    keep: int
+
+
+def declared(module: AnsibleModule) -> Plan:
+    """The plan that the options are."""
+    params = module.params
+    wanted = entries(module)
+    conf = _generations.conf_of(wanted, params["validators"])
+    checks = {"validators": params["validators"], "probes": params["probes"]}
+    needs = _generations.needs(wanted, params["validators"] + params["probes"], conf)
+    return Plan(
+        entries=wanted,
+        services=[wanted_service(item) for item in params["services"]],
+        credentials={**params["credentials"], "mqtt_username": params["mqtt_username"]},
+        shown={item["dest"]: item["diff"] for item in params["files"]},
+        memo={"run": params["run"], "needs": needs, **checks},
+        confirm_within=params["confirm_within"],
+        keep=params["keep"],
+        **checks,
+    )
+
+
+def kept(module: AnsibleModule) -> tuple[Plan, str, int]:
+    """The plan that a generation is, what was done about an unfinished transaction before, and its number."""
+    params = module.params
+    store = _generations.known_store(params["name"])
+    recovered = ""
+    if not module.check_mode:
+        # First, since it may be the one that is asked for, or that makes another one the previous.
+        with store.lock():
+            recovered = recover(store, "found unfinished by a rollback")
+    number = _generations.resolve(store, params["generation"])
+    generation = _generations.check_usable(store, number)
+    manifest = generation.manifest
+    conf = _generations.conf_of(generation.entries, manifest["validators"])
+    present = store.manifest(store.generations()[-1])
+    cuts = manifest["confirm_within"] or present.get("confirm_within", 0)
+    plan = Plan(
+        entries=generation.entries,
+        services=generation.services,
+        validators=manifest["validators"],
+        probes=manifest["probes"],
+        credentials=_generations.credentials(conf, params["credentials"].get("rest_tokens") or []),
+        shown=_generations.shown(generation.entries),
+        memo={
+            **{key: manifest[key] for key in ("needs", "validators", "probes")},
+            "run": params["run"],
+            "restores": manifest.get("restores") or number,
+        },
+        confirm_within=params["confirm_within"] if cuts else 0,
+        keep=manifest["keep"],
+    )
+    return plan, recovered, number
 
 
 def entries(module: AnsibleModule) -> list[Entry]:
@@ -288,6 +394,7 @@ def entries(module: AnsibleModule) -> list[Entry]:
                 mode=mode,
                 early=item["early"],
                 sysusers=item["sysusers"],
+                shown=item["diff"],
             )
         )
     return result
@@ -319,8 +426,7 @@ def difference(change: Change, how: str) -> dict:
     return {"before_header": change.dest, "after_header": change.dest, "before": before, "after": after}
 
 
-def report(module: AnsibleModule, outcome: Outcome) -> dict:
-    how = {item["dest"]: item["diff"] for item in module.params["files"]}
+def report(module: AnsibleModule, outcome: Outcome, how: dict[str, str]) -> dict:
     result = {
         "changed": outcome.changed,
         "changes": [{"dest": change.dest, "what": change.what} for change in outcome.changes],
@@ -350,26 +456,61 @@ def journal_since(services: list[str], since: float) -> str:
     return "\n".join(out.splitlines()[-20:])
 
 
-def check_types(module: AnsibleModule, option: str, known: dict) -> None:
-    for item in module.params[option]:
+def check_types(module: AnsibleModule, option: str, given: list[dict], known: dict) -> None:
+    for item in given:
         if item.get("type") not in known:
             module.fail_json(msg=f"{option}: no such type: {item.get('type')}; known are {', '.join(sorted(known))}")
 
 
-def hide_secrets(module: AnsibleModule) -> None:
-    """Nothing that is returned may hold a secret of the set, whichever program said it."""
-    how = {item["dest"]: item["diff"] for item in module.params["files"]}
-    for dest, content in module.params["secret_contents"].items():
-        if how.get(dest) == "redact":
-            module.no_log_values.update(s for s in _hocon.secrets(content) if len(s) >= SHORTEST_SECRET)
+def hide_secrets(module: AnsibleModule, plan: Plan) -> None:
+    """Nothing that is returned may hold a secret of the set, or of what it replaces, whichever program said it."""
+    for entry in plan.entries:
+        if plan.shown.get(entry.dest) == "redact":
+            contents = [entry.content]
+            if module.params["state"] == "restored":
+                with contextlib.suppress(OSError):
+                    contents.append(read(entry.dest))
+            found = {secret for content in contents for secret in _hocon.secrets(content.decode("utf-8", "replace"))}
+            module.no_log_values.update(secret for secret in found if len(secret) >= SHORTEST_SECRET)
+    authorization = plan.credentials.get("rest_authorization") or ""
+    module.no_log_values.update(word for word in authorization.split() if len(word) > SHORTEST_SECRET)
+
+
+def apply(module: AnsibleModule, plan: Plan) -> tuple[Outcome, dict[str, str]]:
+    """Carry a plan out. Returns the outcome, and how each file may be shown."""
+    check_types(module, "validators", plan.validators, VALIDATORS)
+    check_types(module, "probes", plan.probes, PROBES)
+    hide_secrets(module, plan)
+    outcome = Transaction(
+        module.params["name"],
+        plan.entries,
+        plan.services,
+        validate=lambda staged: run_validators(plan.validators, staged, plan.credentials),
+        probe=lambda: run_probes(plan.probes, plan.credentials),
+        journal=lambda since: journal_since([service.name for service in plan.services], since),
+        confirm_within=plan.confirm_within,
+        keep=plan.keep,
+        memo=plan.memo,
+    ).apply(check=module.check_mode)
+    return outcome, plan.shown
+
+
+def restore(module: AnsibleModule) -> dict:
+    """Bring the host back to a generation."""
+    plan, recovered, number = kept(module)
+    outcome, how = apply(module, plan)
+    outcome.recovered = recovered or outcome.recovered
+    outcome.notes += _generations.note_users(outcome.changes, how)
+    return {**report(module, outcome, how), "restored": number}
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["present", "confirmed", "status"], "default": "present"},
+            "state": {"type": "str", "choices": STATES, "default": "present"},
             "transaction": {"type": "str"},
+            "generation": {"type": "str"},
             "files": {
                 "type": "list",
                 "elements": "dict",
@@ -409,6 +550,7 @@ def main() -> None:
                 "no_log": True,
                 "options": {
                     "rest_authorization": {"type": "str", "no_log": True},
+                    "rest_tokens": {"type": "list", "elements": "str", "default": [], "no_log": True},
                     "mqtt_password": {"type": "str", "no_log": True},
                     "key_passphrase": {"type": "str", "no_log": True},
                 },
@@ -416,31 +558,18 @@ def main() -> None:
             "mqtt_username": {"type": "str"},
             "confirm_within": {"type": "int", "default": 0},
             "keep": {"type": "int", "default": 5},
+            "run": {"type": "dict", "default": {}},
         },
-        required_if=[("state", "confirmed", ("transaction",))],
+        required_if=[("state", "confirmed", ("transaction",)), ("state", "restored", ("generation",))],
         supports_check_mode=True,
     )
     params = module.params
     if params["state"] == "status":
         module.exit_json(changed=False, last=Store(params["name"]).last())
-    check_types(module, "validators", VALIDATORS)
-    check_types(module, "probes", PROBES)
-    hide_secrets(module)
-    credentials = {**params["credentials"], "mqtt_username": params["mqtt_username"]}
-    services = [wanted_service(item) for item in params["services"]]
     try:
         if params["state"] == "confirmed":
             module.exit_json(changed=True, generation=confirm(params["name"], params["transaction"]))
-        outcome = Transaction(
-            params["name"],
-            entries(module),
-            services,
-            validate=lambda staged: run_validators(params["validators"], staged, credentials),
-            probe=lambda: run_probes(params["probes"], credentials),
-            journal=lambda since: journal_since([service.name for service in services], since),
-            confirm_within=params["confirm_within"],
-            keep=params["keep"],
-        ).apply(check=module.check_mode)
+        result = restore(module) if params["state"] == "restored" else report(module, *apply(module, declared(module)))
     except TransactionError as error:
         state = "and what had been changed was put back" if error.undone else "no file was changed"
         if error.half_done:
@@ -458,7 +587,7 @@ def main() -> None:
             undone=False,
             journal=[],
         )
-    module.exit_json(**report(module, outcome))
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":
