@@ -424,9 +424,10 @@ class Store:
             if manifest.get("checksum") != (checksum(manifest) if manifest["format"] > 1 else None):
                 raise ValueError("its checksum differs")
         except (OSError, ValueError, LookupError, TypeError) as error:
+            problem = getattr(error, "strerror", None) or error
             raise TransactionError(
-                f"generation {number} of '{self.name}' is damaged: {path}: {getattr(error, 'strerror', None) or error}. "
-                f"It is of no use any more: remove {os.path.dirname(path)}",
+                f"generation {number} of '{self.name}' is damaged: {path}: {problem}. It is of no use any more: "
+                f"remove {os.path.dirname(path)}",
                 step="load",
             ) from error
         return manifest

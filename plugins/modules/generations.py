@@ -10,8 +10,8 @@ short_description: List the generations that the transactions of a host keep
 version_added: "0.1.0"
 author: EdgeSec maintainers (@edgesec)
 description:
-  - Lists, for each transaction of a host, the sets that it had in force, when and by which run each came about, and which
-    paths it changed. Each is read back and compared with its checksums.
+  - Lists, for each transaction of a host, the sets that it had in force, when and by which run each came about, and
+    which paths it changed. Each is read back and compared with its checksums.
   - Changes nothing, and returns no content of any file. M(edgesec.nanomq.transaction) goes back to a generation
     (O(edgesec.nanomq.transaction#module:state=restored)); with C(--check --diff) it shows the difference.
 options:

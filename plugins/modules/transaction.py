@@ -298,6 +298,9 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import
 from ansible_collections.edgesec.nanomq.plugins.module_utils._validators import VALIDATORS, run_validators
 
 STATES = ["present", "confirmed", "status", "restored"]
+NOT_ASKED = "the broker was not asked through REST what it has loaded: the controller has no key that signs for it"
+    "the broker was not asked through REST what it has loaded: no key on the controller signs for this generation"
+)
 #: Shorter secrets are not searched for in what is returned: they would mask words at random. The policy refuses them.
 SHORTEST_SECRET = 6
 
@@ -361,7 +364,8 @@ def kept(module: AnsibleModule) -> tuple[Plan, str, int]:
         memo={
             **{key: manifest[key] for key in ("needs", "validators", "probes")},
             "run": params["run"],
-            "restores": manifest.get("restores") or number,
+            # As asked for: the number that was forgotten since is found by it.
+            "restores": number if params["generation"] == _generations.PREVIOUS else int(params["generation"]),
         },
         confirm_within=params["confirm_within"] if cuts else 0,
         keep=manifest["keep"],
@@ -501,6 +505,8 @@ def restore(module: AnsibleModule) -> dict:
     outcome, how = apply(module, plan)
     outcome.recovered = recovered or outcome.recovered
     outcome.notes += _generations.note_users(outcome.changes, how)
+    if outcome.changes and "nanomq" in {check["type"] for check in plan.validators}:
+        outcome.notes += [] if plan.credentials.get("rest_authorization") else [NOT_ASKED]
     return {**report(module, outcome, how), "restored": number}
 
 

@@ -491,6 +491,17 @@ class TestTidy:
         assert store.tidy() == []
         assert set(others) < set(os.listdir(store.directory))
 
+    def test_what_a_kept_generation_names_stays(self, open_store, authority, monkeypatch):
+        store = open_store()
+        first = renew(store, authority)
+        monkeypatch.setattr(_pairs, "needed_files", lambda: {f"{first.directory}/key.pem", "/elsewhere/key.pem"})
+        second = renew(store, authority)
+        third, fourth, fifth = (renew(store, authority) for _number in range(3))
+        left = {pair.directory for pair in (first, second, third, fourth, fifth) if os.path.isdir(pair.directory)}
+        assert left == {first.directory, third.directory, fourth.directory, fifth.directory}
+        monkeypatch.setattr(_pairs, "needed_files", set)
+        assert store.tidy() == [os.path.basename(first.directory)]
+
     @pytest.mark.parametrize(("age", "goes"), [(0, False), (3500, False), (3700, True), (-3700, True)])
     def test_pairs_being_made_have_an_hour(self, open_store, authority, age, goes):
         store = open_store()

@@ -136,6 +136,8 @@ class Case:
     """A host with the old set, and what the host with the old and with the new set looks like."""
 
     services = (SVC, FW, EXTRA)
+    #: The generations before the change.
+    kept = [0, 1]
 
     def __init__(self, root, *, reboots: bool):
         self.root = root
@@ -163,6 +165,21 @@ class Case:
         return world.snapshot()
 
 
+class RollbackCase(Case):
+    """A host with the new set, and the way back to the old one, which it keeps as its first generation."""
+
+    kept = [0, 1, 2]
+
+    def host(self) -> World:
+        world = super().host()
+        super().apply_new(world)
+        return world
+
+    def apply_new(self, world, call=None):
+        kept = world.store.generation(1)
+        return world.apply(kept.entries, kept.services, memo={"restores": 1}, call=call or world.systemd)
+
+
 def recover(world, way, call=None):
     call = call or world.systemd
     words = ["--state-dir", str(world.state)] + (["--boot"] if way == "boot" else [])
@@ -185,7 +202,7 @@ def check_recovered(case, world, way):
         assert world.systemd.timers == {}
     assert world.record() is None
     if found == case.old:
-        assert world.store.generations() == [0, 1]
+        assert world.store.generations() == case.kept
     # The next run finds nothing of it, and ends in the new set.
     outcome = case.apply_new(world)
     assert not outcome.recovered
@@ -203,7 +220,7 @@ def check_next_run(case, world):
         assert record["id"] in outcome.recovered
     assert world.snapshot() == case.new
     assert world.strays() == []
-    assert world.store.generations() == [0, 1, 2]
+    assert world.store.generations() == [*case.kept, case.kept[-1] + 1]
     assert world.systemd.recovery_enabled
 
 
@@ -250,6 +267,26 @@ def test_a_run_that_dies_at_any_moment(root, way, links, monkeypatch):
             raise AssertionError(
                 f"died {when} change {n}, {names[n - 1]} (after {names[max(0, n - 4) : n - 1]})"
             ) from error
+
+
+@pytest.mark.parametrize("way", ["normal", "next run"])
+def test_a_rollback_that_dies_at_any_moment(root, way):
+    """The change of the tests above, backwards: it ends in the wanted generation, or in the one that was in force."""
+    case = RollbackCase(root / "host", reboots=False)
+    world = case.host()
+    names = die_at(world, 0, "", lambda call: case.apply_new(world, call))
+    assert {"rename", "symlink", "open", "write", "unlink", "call"} <= set(names)
+    for n, when in moments(names)[:: 1 if way == "next run" else 3]:
+        world = case.host()
+        assert die_at(world, n, when, lambda call, world=world: case.apply_new(world, call)) is None, n
+        try:
+            if way == "next run":
+                check_next_run(case, world)
+            else:
+                check_recovered(case, world, way)
+        except AssertionError as error:
+            raise AssertionError(f"died {when} change {n}, {names[n - 1]}") from error
+        assert not case.apply_new(world).changed
 
 
 def test_dying_after_a_change_is_dying_before_the_next(root):

@@ -1,0 +1,352 @@
+# Copyright: Contributors to the edgesec.nanomq collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Back to a generation and forward again, as seen from outside; what goes wrong on the way leaves the host as it was.
+
+The hosts have two generations of the broker and of the firewall: the second one has a user more and a port closed.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import time
+
+import pytest
+import scenario
+from scenario import USERS, broker_names, eventually, harden, play
+
+LATE = "late-comer-password"
+SECOND = {
+    "nanomq_broker_users": {**USERS, "late": LATE},
+    "nanomq_firewall_closed_ports": [1883, 8081, 8083, 8086, 7777],
+}
+STATE = "/var/lib/edgesec-nanomq"
+
+
+def rollback(*arguments: str, transaction: str = "", to: object = "", **options) -> scenario.Play:
+    return play(
+        "edgesec.nanomq.rollback",
+        *arguments,
+        nanomq_rollback_transaction=transaction,
+        nanomq_rollback_to=to,
+        **options,
+    )
+
+
+def gets_in(client, broker, user: str, password: str) -> bool:
+    return client.publish(broker.ipv4, user=user, password=password)
+
+
+def in_force(client, broker) -> str:
+    """Which generation answers on the socket: "first", "second", or what is wrong with it."""
+    operator = late = False
+    for _attempt in range(6):  # the real broker at times aborts, and is back after two seconds
+        late = gets_in(client, broker, "late", LATE)
+        operator = late or gets_in(client, broker, "operator", USERS["operator"])
+        if operator:
+            break
+        time.sleep(1)
+    stranger = client.publish(broker.ipv4, user="nobody", password="whatever")
+    if not operator or stranger:
+        return f"operator={operator} late={late} stranger={stranger}"
+    return "second" if late else "first"
+
+
+def numbers(broker, transaction: str = "broker") -> list[int]:
+    return [int(name) for name in broker.check_output(f"ls {STATE}/{transaction}/generations").split()]
+
+
+def leftovers(broker) -> str:
+    return broker.check_output(
+        "find /etc /usr/local /var/lib -xdev '(' -name '.*.new' -o -name '.*.old' -o -name record.json ')' 2>/dev/null"
+    )
+
+
+def remote_runs(run: scenario.Play) -> dict[str, int]:
+    return collections.Counter(cost["host"] for cost in run.costs if cost["kind"] != "task")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_generations(brokers):
+    """1 is what the scenario converged to; 2 has a user more and a port closed."""
+    run = harden(**SECOND)
+    assert run.status == 0, run.output
+    for broker in brokers:
+        assert numbers(broker) == numbers(broker, "firewall") == [0, 1, 2]
+
+
+@pytest.fixture
+def second(client, broker):
+    """The second generation in force before the test; and again after it, whatever it did."""
+    yield scenario.conf_digest(broker)
+    run = rollback(hosts=broker.name, transaction="broker", to=2)
+    assert run.status == 0, run.output
+    assert in_force(client, broker) == "second"
+    assert leftovers(broker) == ""
+
+
+@pytest.fixture
+def listener(broker):
+    """Something that listens on the port that the second generation of the firewall closes."""
+    script = "import socket, time; s = socket.create_server(('0.0.0.0', 7777)); time.sleep(600)"
+    broker.check_output("systemd-run --quiet --collect --unit=listener /usr/bin/python3 -c %s", script)
+    yield
+    broker.check_output("systemctl stop listener.service")
+
+
+# --- list -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_list_says_what_when_and_by_which_run_in_one_remote_run():
+    run = rollback()
+    assert run.status == 0, run.output
+    print(f"remote runs to list: {dict(remote_runs(run))}")
+    assert set(remote_runs(run).values()) == {1}
+    for name in broker_names():
+        assert run.recap(name)["changed"] == 0
+    text = run.flat()
+    for word in ("broker", "firewall", "Harden NanoMQ by ", "/etc/nanomq/nanomq.conf", "as it was found"):
+        assert text.count(word) >= len(broker_names()), word
+    assert "cannot be restored" not in text
+    assert "not as in force" not in text
+
+
+def test_drift_from_the_generation_in_force_is_named(broker):
+    broker.check_output("chmod 0644 /etc/nanomq/nanomq.conf")
+    assert "not as in force: /etc/nanomq/nanomq.conf" in rollback(hosts=broker.name).flat()
+    broker.check_output("chmod 0640 /etc/nanomq/nanomq.conf")
+
+
+# --- back and forward -------------------------------------------------------------------------------------------------
+
+
+def test_a_user_goes_with_the_rollback_and_comes_back(client, broker, second):
+    assert in_force(client, broker) == "second"
+    back = rollback(hosts=broker.name, transaction="broker", to="previous")
+    assert back.status == 0, back.output
+    assert set(remote_runs(back).values()) == {1}
+    assert "users that go: late" in back.flat()
+    assert in_force(client, broker) == "first"
+    for to in ("previous", 1, numbers(broker)[-1]):  # all of them are in force already
+        again = rollback(hosts=broker.name, transaction="broker", to=to)
+        assert again.status == 0, again.output
+        assert again.recap(broker.name)["changed"] == 0
+    assert in_force(client, broker) == "first"
+    forward = rollback(hosts=broker.name, transaction="broker", to=2)
+    assert forward.status == 0, forward.output
+    assert "users that come back: late" in forward.flat()
+    assert "was not asked through REST" not in forward.flat()
+    assert in_force(client, broker) == "second"
+
+
+def test_a_rule_of_the_firewall_goes_with_the_rollback_and_comes_back(outsider, broker, listener):
+    reach = f"nc -z -w 2 {broker.ipv4} 7777"
+    assert outsider.run(reach).rc != 0
+    back = rollback(hosts=broker.name, transaction="firewall", to="previous")
+    assert back.status == 0, back.output
+    assert "unconfirmed: true" not in back.output
+    assert outsider.run(reach).rc == 0
+    forward = rollback(hosts=broker.name, transaction="firewall", to=2)
+    assert forward.status == 0, forward.output
+    assert outsider.run(reach).rc != 0
+    assert not broker.file(f"{STATE}/firewall/record.json").exists
+
+
+def test_check_mode_shows_the_difference_and_changes_nothing(client, broker, second):
+    before = numbers(broker)
+    run = rollback("--check", "--diff", hosts=broker.name, transaction="broker", to="previous")
+    assert run.status == 0, run.output
+    assert run.recap(broker.name)["changed"] == 1
+    assert '-    "late" = "***"' in run.output
+    assert "users that go: late" in run.flat()
+    assert scenario.conf_digest(broker) == second
+    assert numbers(broker) == before
+    assert in_force(client, broker) == "second"
+
+
+def test_no_secret_is_shown_or_logged(broker, second):
+    since = broker.check_output("date +%s")
+    runs = [
+        rollback("-vvv", "--diff", hosts=broker.name),
+        rollback("-vvv", "--diff", hosts=broker.name, transaction="broker", to="previous"),
+        rollback("-vvv", "--diff", hosts=broker.name, transaction="broker", to=2),
+    ]
+    assert [run.status for run in runs] == [0, 0, 0]
+    assert runs[1].recap(broker.name)["changed"] == runs[2].recap(broker.name)["changed"] == 1
+    journal = broker.check_output(f"journalctl --no-pager -o cat --since=@{since}")
+    kept = broker.check_output(f"cat {STATE}/broker/last.json {STATE}/broker/generations/*/manifest.json")
+    key = broker.check_output("cat /etc/nanomq/pki/server/current/key.pem").splitlines()[1]
+    for text in (*(run.output for run in runs), journal, kept):
+        for secret in (*USERS.values(), LATE, key):
+            for spelling in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], secret.replace('"', '\\"')):
+                assert spelling not in text, secret
+        assert "Bearer ey" not in text
+        assert "eyJ" not in text
+    assert LATE in broker.check_output(f"cat {STATE}/broker/generations/*/0*"), "the test looks for what is there"
+    assert broker.check_output(f"find {STATE} -perm /077 -not -name transaction.py -not -path {STATE}") == ""
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+#: Changes a generation so that its checksums hold: what it says is wrong, not how it was kept.
+FORGE = """
+import hashlib, json, sys
+path, old, new = sys.argv[1:]
+manifest = json.load(open(path + '/manifest.json'))
+item = next(item for item in manifest['files'] if item['dest'] == '/etc/nanomq/nanomq.conf')
+text = open(path + '/' + item['blob']).read()
+assert old in text
+text = text.replace(old, new)
+open(path + '/' + item['blob'], 'w').write(text)
+item['sha256'] = hashlib.sha256(text.encode()).hexdigest()
+del manifest['checksum']
+manifest['checksum'] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+json.dump(manifest, open(path + '/manifest.json', 'w'))
+"""
+
+
+@pytest.fixture
+def first(broker, second):
+    """A kept generation that is like the first one, to be spoilt; whole again afterwards."""
+    run = rollback(hosts=broker.name, transaction="broker", to=1)
+    assert run.status == 0, run.output
+    number = numbers(broker)[-1]
+    run = rollback(hosts=broker.name, transaction="broker", to=2)
+    assert run.status == 0, run.output
+    path = f"{STATE}/broker/generations/{number:04d}"
+    broker.check_output(f"rm -rf /root/kept && cp -a {path} /root/kept")
+    yield number, path
+    broker.check_output(f"rm -rf {path} && cp -a /root/kept {path}")
+
+
+def assert_refused(run, client, broker, digest: str, *words: str) -> None:
+    assert run.status != 0, run.output
+    for word in words:
+        assert word in run.flat(), run.output
+    assert scenario.conf_digest(broker) == digest
+    assert leftovers(broker) == ""
+    assert eventually(lambda: broker.service("nanomq").is_running)
+    assert in_force(client, broker) == "second"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('bind = "0.0.0.0:8883"', 'bind = "0.0.0.0:22"', ("probe: ", "what had been changed was put back")),
+        ("allow_anonymous = false", 'allow_anonymous = "false"', ("validate: ", "auth.allow_anonymous")),
+        ("allow_anonymous = false", "allow_anonymous = {", ("validate: ", "nanomq.conf")),
+    ],
+    ids=["a port that is taken", "a value that the broker ignores", "does not parse"],
+)
+def test_a_generation_that_the_broker_takes_no_longer_is_undone(client, broker, second, first, old, new, words):
+    number, path = first
+    broker.check_output("python3 -c %s %s %s %s", FORGE, path, old, new)
+    run = rollback(hosts=broker.name, transaction="broker", to=number)
+    assert_refused(run, client, broker, second, *words)
+
+
+@pytest.mark.parametrize("spoil", ["rm {file}", "printf x >> {file}", "truncate -s 20 {path}/manifest.json"])
+def test_a_damaged_generation_is_refused_and_listed_as_such(client, broker, second, first, spoil):
+    number, path = first
+    file = broker.check_output(f"grep -l LATE-IS-NOT-HERE -r {path} || grep -l allow_anonymous -r {path}").split()[0]
+    broker.check_output(spoil.format(file=file, path=path))
+    run = rollback(hosts=broker.name, transaction="broker", to=number)
+    assert_refused(run, client, broker, second, f"generation {number} of 'broker' is damaged", "no file was changed")
+    assert f"cannot be restored: generation {number} of 'broker' is damaged" in rollback(hosts=broker.name).flat()
+
+
+def test_a_generation_whose_key_is_gone_is_refused(client, broker, second):
+    """Renewed, so that the generations before name a pair that can go."""
+    pair = broker.check_output("readlink -f /etc/nanomq/pki/server/current")
+    run = harden(hosts=broker.name, nanomq_pki_server_renew_before="364d", **SECOND)
+    assert run.status == 0, run.output
+    assert broker.check_output("readlink -f /etc/nanomq/pki/server/current") != pair
+    digest = scenario.conf_digest(broker)
+    broker.check_output(f"mv {pair} {pair}.away")
+    run = rollback(hosts=broker.name, transaction="broker", to="previous")
+    assert_refused(run, client, broker, digest, "needs what is no longer on the host", f"{pair}/key.pem")
+    broker.check_output(f"mv {pair}.away {pair}")
+
+
+def test_full_disk(client, broker, second, first):
+    """The generation in force is on another file system, without a byte left."""
+    number, _path = first
+    broker.check_output(
+        f"mkdir -p /mnt/full && mount -t tmpfs -o size=1m,mode=0700 tmpfs /mnt/full && cp -a {STATE}/. /mnt/full/ && "
+        f"mount --move /mnt/full {STATE}"
+    )
+    try:
+        broker.run(f"cat /dev/zero > {STATE}/fill")
+        run = rollback(hosts=broker.name, transaction="broker", to=number)
+        broker.check_output(f"rm {STATE}/fill")
+        assert_refused(run, client, broker, second, "No space left")
+    finally:
+        broker.check_output(f"umount {STATE}")
+
+
+@pytest.mark.parametrize(
+    ("transaction", "to", "words"),
+    [
+        ("broker", 4711, "'broker' has no generation 4711; it has "),
+        ("broker", "../1", "is neither the number of a generation nor 'previous'"),
+        ("broker", 0, "cannot be restored: nothing says how to check it"),
+        ("brokr", "previous", "this host has no transaction 'brokr'; it has broker, firewall"),
+        ("", 1, "give nanomq_rollback_transaction as well"),
+    ],
+)
+def test_what_there_is_not_is_named(brokers, transaction, to, words):
+    before = [scenario.conf_digest(broker) for broker in brokers]
+    run = rollback(transaction=transaction, to=to)
+    assert run.status != 0
+    assert run.flat().count(words) >= len(brokers), run.output
+    assert [scenario.conf_digest(broker) for broker in brokers] == before
+
+
+# --- kill -9 ----------------------------------------------------------------------------------------------------------
+
+#: An interpreter that keeps what it is given to run, which is the module with its arguments, as it came by ssh.
+CAPTURE = """#!/bin/sh
+payload=$(mktemp /run/payload.XXXXXX)
+cat > "$payload"
+if grep -q modules.transaction "$payload" && grep -q '"restored"' "$payload"; then
+    mv "$payload" /root/payload
+    payload=/root/payload
+fi
+exec /usr/bin/python3 "$@" < "$payload"
+"""
+
+
+def captured(broker, to: int) -> str:
+    run = rollback(hosts=broker.name, transaction="broker", to=to, interpreter="/root/capture")
+    assert run.status == 0, run.output
+    broker.check_output(f"mv /root/payload /root/payload-{to}")
+    return f"/usr/bin/python3 < /root/payload-{to}"
+
+
+def ended_well(done) -> bool:
+    return done.rc == 0 and '"failed": true' not in done.stdout
+
+
+def test_killed_in_the_middle_and_run_again(client, broker, second):
+    """At every rename, which is where a step becomes true; killed, the socket shows one generation whole."""
+    broker.check_output("printf %%s %s > /root/capture && chmod +x /root/capture", CAPTURE)
+    commands = {"first": captured(broker, 1), "second": captured(broker, 2)}
+    phases = collections.Counter()
+    wanted, other = "first", "second"
+    for number in range(1, 40):
+        kill = f"strace -f -qq -o /dev/null -e trace=rename -e inject=rename:signal=KILL:when={number} "
+        survived = ended_well(broker.run(kill + commands[wanted]))
+        record = broker.run(f"cat {STATE}/broker/record.json")
+        if record.rc == 0:
+            phases[json.loads(record.stdout)["phase"]] += 1
+        assert in_force(client, broker) in ([wanted] if survived else [wanted, other]), number
+        if survived:
+            break
+        assert ended_well(broker.run(commands[wanted])), number
+        assert in_force(client, broker) == wanted, number
+        assert leftovers(broker) == "", number
+        wanted, other = other, wanted
+    else:
+        pytest.fail("the run never survived")
+    print(f"{broker.name}: killed at each of {number - 1} renames, in {dict(phases)}")
+    assert {"staging", "swapping", "activating", "probing", "committed"} <= set(phases)
