@@ -299,8 +299,6 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._validators import 
 
 STATES = ["present", "confirmed", "status", "restored"]
 NOT_ASKED = "the broker was not asked through REST what it has loaded: the controller has no key that signs for it"
-    "the broker was not asked through REST what it has loaded: no key on the controller signs for this generation"
-)
 #: Shorter secrets are not searched for in what is returned: they would mask words at random. The policy refuses them.
 SHORTEST_SECRET = 6
 
