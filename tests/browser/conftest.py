@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import fleet
-import harness
+import page_driver
 import pytest
 from ansible_collections.edgesec.nanomq.plugins.plugin_utils import report_html
 from playwright.sync_api import Browser, Page
@@ -20,7 +20,7 @@ MEASURED: list[str] = []
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    with harness.chromium() as browser:
+    with page_driver.chromium() as browser:
         yield browser
 
 
@@ -54,7 +54,7 @@ def visit(browser: Browser, report: Callable[[int | str], str]) -> Iterator[Call
         page.on("request", lambda request: request.url.split("#")[0] == address or trouble.append(request.url))
         page.goto(address + route)
         if more.get("java_script_enabled", True):
-            harness.wait_until_open(page)
+            page_driver.wait_until_open(page)
         return page
 
     yield open_page
