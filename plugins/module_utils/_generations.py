@@ -92,12 +92,15 @@ def described(store: Store, number: int) -> dict:
 
 
 def differing(store: Store, number: int) -> list[str]:
-    """The paths that are not as a generation says; [] for one that cannot be read."""
+    """The paths that are not as a generation says, or why that cannot be told; [] for one that cannot be read."""
     try:
         generation = store.generation(number)
     except TransactionError:
         return []
-    return Transaction(store.name, generation.entries, [], state_dir=store.base).differing()
+    try:
+        return Transaction(store.name, generation.entries, [], state_dir=store.base).differing()
+    except TransactionError as error:
+        return [str(error)]
 
 
 # --- which one --------------------------------------------------------------------------------------------------------

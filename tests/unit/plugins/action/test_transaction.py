@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -172,3 +173,18 @@ def test_a_diff_of_what_comes_and_goes():
 def test_a_diff_of_what_is_no_text_or_does_not_parse_is_possible():
     change = Change("/c", ["content"], b"\xff\x00", b'auth { password { "a" = "secret-One" }')
     assert "secret" not in str(module.difference(change, "redact"))
+
+
+# --- which run --------------------------------------------------------------------------------------------------------
+
+
+def test_the_host_is_told_by_which_run(run, monkeypatch):
+    monkeypatch.setattr(action.getpass, "getuser", lambda: "ann")
+    monkeypatch.setattr(action.socket, "gethostname", lambda: "desk")
+    host = Host({"changed": True})
+    run(host, {"name": "broker", "files": []})
+    assert host.log[0]["run"]["by"] == "ann@desk"
+    assert host.log[0]["run"]["pid"] == os.getppid()
+    monkeypatch.setattr(action.getpass, "getuser", lambda: {}["no such account"])
+    assert action.this_run({"ansible_play_name": "Harden"})["by"] == f"{os.getuid()}@desk"
+    assert action.this_run({"ansible_play_name": "Harden"})["play"] == "Harden"

@@ -316,6 +316,15 @@ def test_the_list_says_by_whom_and_what_and_never_a_content(scratch, secret):
     assert abs(at.timestamp() - datetime.datetime.now().timestamp()) < 60
 
 
+def test_what_cannot_be_compared_is_listed_all_the_same(world):
+    deploy(world, "one")
+    Path(world.path("etc/conf")).unlink()
+    Path(world.path("etc/conf")).mkdir()
+    found = generations.listing(world.store)
+    assert "is to be a file, but is a directory" in found["differs"][0]
+    assert len(found["generations"]) == 2
+
+
 def test_a_change_that_waits_is_listed(world):
     deploy(world, "one")
     world.apply([world.file("etc/conf", "two")], [SVC], confirm_within=60)

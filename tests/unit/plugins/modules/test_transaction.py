@@ -4,8 +4,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from types import SimpleNamespace
+
 import pytest
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _transaction as engine
+from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import Service
 from ansible_collections.edgesec.nanomq.plugins.modules import transaction
+from fake_systemd import World
 
 
 @pytest.mark.parametrize(
@@ -15,3 +22,92 @@ def test_whether_a_service_starts_at_boot_can_be_left_alone(enabled, keep, wante
     item = {"name": "x", "state": "started", "enabled": enabled, "keep_enabled": keep, "on_change": "reload"}
     service = transaction.wanted_service(item)
     assert (service.name, service.enabled, service.on_change) == ("x", wanted, "reload")
+
+
+# --- a generation as the plan -----------------------------------------------------------------------------------------
+
+CONF = """\
+http_server {
+  port = 8081
+  auth_type = "jwt"
+  jwt {
+    public {
+      keyfile = "/etc/nanomq/jwt/jwt-1.pub"
+    }
+  }
+}
+auth {
+  password {
+    "sensor" = "of-the-sensor"
+  }
+}
+"""
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    world = World(tmp_path / "host", {"svc.service": "etc/conf"})
+    monkeypatch.setattr(transaction._generations, "known_store", lambda name: transaction.Store(name, str(world.state)))
+    monkeypatch.setattr(transaction, "recover", functools.partial(transaction.recover, call=world.systemd))
+    return world
+
+
+def module_for(generation: str, *, check: bool = False, **params):
+    options = {"name": "broker", "generation": generation, "confirm_within": 60, "run": {}, "credentials": {}}
+    return SimpleNamespace(params={**options, **params}, check_mode=check)
+
+
+def deploy(host, text: str, **options):
+    checks = [{"type": "nanomq", "conf": host.path("etc/conf")}]
+    memo = {"needs": [], "validators": checks, "probes": [], **options.pop("memo", {})}
+    entries = [host.file("etc/conf", text, mode=0o600, shown="redact")]
+    return host.apply(entries, [Service("svc.service")], memo=memo, **options)
+
+
+def test_the_plan_of_a_generation_has_its_credentials_and_its_checks(host):
+    deploy(host, CONF)
+    deploy(host, CONF + "# another\n")
+    plan, recovered, number = transaction.kept(module_for("previous"))
+    assert (recovered, number) == ("", 1)
+    assert plan.entries[0].content.decode() == CONF
+    assert plan.credentials["mqtt_username"] == "sensor"
+    assert plan.credentials["mqtt_password"] == "of-the-sensor"
+    assert plan.shown == {host.path("etc/conf"): "redact"}
+    assert plan.validators[0]["type"] == "nanomq"
+    assert plan.memo["restores"] == 1
+
+
+@pytest.mark.parametrize(("first", "second", "asked", "wanted"), [(60, 0, 30, 30), (0, 60, 30, 30), (0, 0, 30, 0)])
+def test_what_may_cut_the_connection_is_confirmed(host, first, second, asked, wanted):
+    for text, seconds in ((CONF, first), (CONF + "# another\n", second)):
+        outcome = deploy(host, text, confirm_within=seconds)
+        if seconds:
+            engine.confirm("broker", outcome.transaction, state_dir=str(host.state), call=host.systemd)
+    plan, _recovered, _number = transaction.kept(module_for("1", confirm_within=asked))
+    assert plan.confirm_within == wanted
+
+
+def test_previous_is_asked_for_after_what_was_cut_is_settled(host, monkeypatch):
+    """A deployment that was cut after its commit counts: what is before it is what was in force then."""
+    deploy(host, "one")
+    deploy(host, "two")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "finish", lambda *args: (_ for _ in ()).throw(OSError("cut")))
+        deploy(host, "three")
+    assert host.store.generations() == [0, 1, 2]
+    _plan, recovered, number = transaction.kept(module_for("previous", check=True))
+    assert (recovered, number) == ("", 1), "check mode changes nothing"
+    _plan, recovered, number = transaction.kept(module_for("previous"))
+    assert "finished transaction" in recovered
+    assert number == 2
+
+
+def test_the_secrets_of_both_sides_are_masked(host):
+    deploy(host, CONF)
+    deploy(host, CONF.replace("of-the-sensor", "its-new-password"))
+    module = module_for("1", state="restored")
+    module.no_log_values = set()
+    plan, _recovered, _number = transaction.kept(module)
+    transaction.hide_secrets(module, plan)
+    assert module.no_log_values >= {"of-the-sensor", "its-new-password"}
