@@ -113,33 +113,23 @@ def resolve(store: Store, wanted: str) -> int:
     however often it is restored. A number that was forgotten since it was restored means the restored one.
     """
     numbers = [number for number in store.generations() if number != 0]
-    restores = {number: _restores(store, number) for number in numbers}
     if wanted == PREVIOUS:
-        deployed = max((number for number in numbers if not restores[number]), default=0)
-        before = [number for number in numbers if number < deployed]
+        _deployed, before = store.last_deployment()
         if not before:
             raise TransactionError(f"'{store.name}' has no generation before the last deployment", step="load")
-        return before[-1]
+        return before
     if not re.fullmatch(r"[0-9]{1,9}", wanted):
         raise TransactionError(f"{wanted!r} is neither the number of a generation nor '{PREVIOUS}'", step="load")
     number = int(wanted)
     if number == 0 and 0 in store.generations():
         return 0
-    copies = [copy for copy in numbers if restores[copy] == number]
+    copies = [copy for copy in numbers if store.restores(copy) == number]
     if number in numbers or not copies:
         if number not in numbers:
             there = ", ".join(str(number) for number in numbers) or "none"
             raise TransactionError(f"'{store.name}' has no generation {number}; it has {there}", step="load")
         return number
     return copies[-1]
-
-
-def _restores(store: Store, number: int) -> int | None:
-    """Which generation a generation is the copy of. One that cannot be read is taken for a deployment."""
-    try:
-        return store.manifest(number).get("restores")
-    except TransactionError:
-        return None
 
 
 def check_usable(store: Store, number: int) -> Generation:

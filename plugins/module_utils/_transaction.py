@@ -485,10 +485,30 @@ class Store:
     def drop_generation(self, name: str) -> None:
         shutil.rmtree(os.path.join(self.generations_path, name), ignore_errors=True)
 
+    def restores(self, number: int) -> int | None:
+        """Which generation a generation is the copy of. One that cannot be read is taken for a deployment."""
+        try:
+            return self.manifest(number).get("restores")
+        except TransactionError:
+            return None
+
+    def last_deployment(self) -> tuple[int, int]:
+        """The last generation that is no copy of another, and what was in force before it; 0 where there is none."""
+        numbers = [number for number in self.generations() if number != 0]
+        last = max((number for number in numbers if not self.restores(number)), default=0)
+        return last, max((number for number in numbers if number < last), default=0)
+
     def prune(self, keep: int) -> None:
-        """Forget the oldest generations beyond `keep`; never the one in force, nor the one as found."""
+        """Forget what is beyond `keep`, copies before deployments and old ones before new ones.
+
+        Going back and forth thus pushes nothing out. The one in force, the last deployment and what was before it come
+        last; never the one in force, nor the host as found.
+        """
         self.drop_generation(".dropped")
-        for number in [number for number in self.generations() if number != 0][: -max(keep, 1)]:
+        numbers = [number for number in self.generations() if number != 0]
+        dear = {*self.last_deployment(), *numbers[-1:]}
+        numbers.sort(key=lambda number: (number in dear, number not in dear and not self.restores(number), number))
+        for number in numbers[: -max(keep, 1)]:
             # It loses its number first: a numbered generation is whole at any time.
             self.rename_generation(f"{number:04d}", ".dropped")
             self.drop_generation(".dropped")
