@@ -182,7 +182,7 @@ def process(pid: int, command: list[str], proc: str = "/proc") -> dict:
         "conf_changed": changed_since(path, started(read(f"{base}/stat"))),
         "program": command[0] if command[0].startswith("/") else program.removesuffix(" (deleted)"),
         # Started by a script, both count.
-        "program_writable": any(loose(path) for path in {program.removesuffix(" (deleted)"), command[0]}),
+        "program_writable": any(loose(path) for path in (program.removesuffix(" (deleted)"), command[0])),
         "filtered": filters(status) > filters(fields(read(f"{proc}/1/status"))),
         "shares_mounts": same_namespace(f"{base}/ns/mnt", f"{proc}/1/ns/mnt"),
         **limits(read(f"{base}/limits")),
