@@ -63,6 +63,12 @@ def remote_runs(run: scenario.Play) -> dict[str, int]:
     return collections.Counter(cost["host"] for cost in run.costs if cost["kind"] != "task")
 
 
+@pytest.fixture
+def broker(request):
+    """One of the hosts. Not for the session as elsewhere, since that would change the order of the tests."""
+    return scenario.known_broker(request.param)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def two_generations(brokers):
     """1 is what the scenario converged to; 2 has a user more and a port closed."""
@@ -259,25 +265,6 @@ def test_a_damaged_generation_is_refused_and_listed_as_such(client, broker, seco
     assert f"cannot be restored: generation {number} of 'broker' is damaged" in rollback(hosts=broker.name).flat()
 
 
-@pytest.mark.parametrize("broker", ["bookworm"], indirect=True)
-def test_a_generation_whose_key_is_gone_is_refused(client, broker, second):
-    """The certificate is made anew, so that the generations before name a pair that can go."""
-    broker_was = scenario.conf_digest(broker)
-    pair = broker.check_output("readlink -f /etc/nanomq/pki/server/current")
-    others = [f"DNS:{broker.name}", f"IP:{broker.ipv4}", "DNS:another"]
-    run = harden(hosts=broker.name, nanomq_pki_server_names=others, **SECOND)
-    assert run.status == 0, run.output
-    assert broker.check_output("readlink -f /etc/nanomq/pki/server/current") != pair
-    digest = scenario.conf_digest(broker)
-    broker.check_output(f"mv {pair} {pair}.away")
-    run = rollback(hosts=broker.name, transaction="broker", to="previous")
-    assert_refused(run, client, broker, digest, "needs what is no longer on the host", f"{pair}/key.pem")
-    broker.check_output(f"mv {pair}.away {pair}")
-    back = rollback(hosts=broker.name, transaction="broker", to="previous")
-    assert back.status == 0, back.output
-    assert scenario.conf_digest(broker) == broker_was
-
-
 @pytest.mark.parametrize("broker", ["trixie"], indirect=True)
 def test_full_disk(client, broker, second, first):
     """The generation in force is on another file system, without a byte left."""
@@ -338,6 +325,7 @@ def ended_well(done) -> bool:
     return done.rc == 0 and '"failed": true' not in done.stdout
 
 
+@pytest.mark.parametrize("broker", broker_names() if scenario.INVENTORY else [], indirect=True)
 def test_killed_in_the_middle_and_run_again(client, broker, second):
     """At every rename, which is where a step becomes true; killed, the socket shows one generation whole."""
     broker.check_output("printf %%s %s > /root/capture && chmod +x /root/capture", CAPTURE)
@@ -364,3 +352,25 @@ def test_killed_in_the_middle_and_run_again(client, broker, second):
         pytest.fail("the run never survived")
     print(f"{broker.name}: killed at every second of {number - 1} renames, in {dict(phases)}")
     assert len(phases) >= 3
+
+
+# --- last, since it is a deployment more ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broker", ["bookworm"], indirect=True)
+def test_a_generation_whose_key_is_gone_is_refused(client, broker, second):
+    """The certificate is made anew, so that the generations before name a pair that can go."""
+    broker_was = scenario.conf_digest(broker)
+    pair = broker.check_output("readlink -f /etc/nanomq/pki/server/current")
+    others = [f"DNS:{broker.name}", f"IP:{broker.ipv4}", "DNS:another"]
+    run = harden(hosts=broker.name, nanomq_pki_server_names=others, **SECOND)
+    assert run.status == 0, run.output
+    assert broker.check_output("readlink -f /etc/nanomq/pki/server/current") != pair
+    digest = scenario.conf_digest(broker)
+    broker.check_output(f"mv {pair} {pair}.away")
+    run = rollback(hosts=broker.name, transaction="broker", to="previous")
+    assert_refused(run, client, broker, digest, "needs what is no longer on the host", f"{pair}/key.pem")
+    broker.check_output(f"mv {pair}.away {pair}")
+    back = rollback(hosts=broker.name, transaction="broker", to="previous")
+    assert back.status == 0, back.output
+    assert scenario.conf_digest(broker) == broker_was
