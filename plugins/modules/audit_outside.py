@@ -28,6 +28,22 @@ options:
     type: list
     elements: int
     default: []
+  waivers:
+    description:
+      - Rules that the host must break, as M(edgesec.nanomq.audit) takes them, which also tells of bad ones.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      rule:
+        description: Id of the rule.
+        type: str
+      reason:
+        description: Why the rule must be broken.
+        type: str
+      expires:
+        description: Last day of the waiver, as C(2030-12-31).
+        type: str
   timeout:
     description: Seconds that an answer may take.
     type: float
@@ -74,6 +90,8 @@ ports:
   elements: dict
 """
 
+import datetime
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _outside, _policy
 
@@ -84,12 +102,22 @@ def main() -> None:
             "address": {"type": "str", "required": True},
             "private": {"type": "list", "elements": "int", "default": []},
             "public": {"type": "list", "elements": "int", "default": []},
+            "waivers": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {"rule": {"type": "str"}, "reason": {"type": "str"}, "expires": {"type": "str"}},
+            },
             "timeout": {"type": "float", "default": 3},
         },
         supports_check_mode=True,
     )
-    seen = _outside.look(**module.params)
-    findings = _policy.evaluate_outside(seen)
+    options = dict(module.params)
+    waivers = options.pop("waivers")
+    seen = _outside.look(**options)
+    today = datetime.datetime.now(datetime.timezone.utc).date()
+    marked = _policy.apply_waivers(_policy.evaluate_outside(seen), waivers, today)
+    findings = [finding for finding in marked if not finding.id.startswith("NMQ-WVR")]
     module.exit_json(
         changed=False,
         findings=[finding.as_dict() for finding in findings],
