@@ -63,7 +63,7 @@ def certificates(conf: dict, served: dict[str, bytes]) -> list[dict]:
     served: {address: certificate (DER)} of what the sockets showed
 
     Returns [{key, path, role: leaf or authority, error, not_after, days_left, valid_yet, key_type, digest,
-    key_matches: bool or None, served_on: [address] that show another one}].
+    key_matches: bool or None, other_served_on: [address] that show another one}].
     """
     found = []
     for key, block in _policy.tls_listeners(conf):
@@ -73,17 +73,12 @@ def certificates(conf: dict, served: dict[str, bytes]) -> list[dict]:
                 found.append({"key": f"{key}.{name}", "path": path, "role": role, **_certificate(path, role, block)})
                 if role == "leaf" and not found[-1]["error"]:
                     found[-1]["other_served_on"] = _others(path, block, served)
-    for name, bridge in _bridges(conf):
+    for name, bridge in _policy.mqtt_bridges(conf):
         path = _policy.get(bridge, "ssl", "cacertfile")
         if isinstance(path, str) and path.startswith("/"):
             key = f"bridges.mqtt.{name}.ssl.cacertfile"
             found.append({"key": key, "path": path, "role": "authority", **_certificate(path, "authority", {})})
     return found
-
-
-def _bridges(conf: dict) -> list:
-    blocks = _policy.get(conf, "bridges", "mqtt")
-    return [(str(name), block) for name, block in blocks.items()] if isinstance(blocks, dict) else []
 
 
 def _certificate(path: str, role: str, block: dict) -> dict:

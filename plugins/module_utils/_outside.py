@@ -12,10 +12,8 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
-import http.client
 import secrets
 import socket
-import ssl
 
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _probes
 from ansible_collections.edgesec.nanomq.plugins.module_utils._observe_keys import client_context
@@ -67,7 +65,8 @@ def answer(address: str, port: int, timeout: float) -> tuple[str, str]:
     if hello == "connack":
         return "mqtt", "MQTT without encryption"
     for path in ("/mqtt", "/"):
-        if _status(address, port, path, {**_WEBSOCKET, "Sec-WebSocket-Key": secrets.token_urlsafe(16)}, timeout) == 101:
+        headers = {**_WEBSOCKET, "Sec-WebSocket-Key": secrets.token_urlsafe(16)}
+        if _probes.rest_status(address, port, path, headers, timeout) == 101:
             return "websocket", "MQTT over WebSocket without encryption"
     status = _probes.rest_status(address, port, "/api/v4/brokers", {}, timeout)
     # Another web server has no such path; a front end sends plain HTTP elsewhere, or says 400.
@@ -94,17 +93,3 @@ def _connack(address: str, port: int, timeout: float) -> str:
         return "closed"
     except OSError:
         return "other"
-
-
-def _status(address: str, port: int, path: str, headers: dict[str, str], timeout: float) -> int:
-    """Status of a request whose answer has no body; 0 without an answer."""
-    connection = http.client.HTTPConnection(address, port, timeout=timeout)
-    try:
-        connection.connect()
-        with _probes.limited(connection.sock, 2 * timeout):
-            connection.request("GET", path, headers=headers)
-            return connection.getresponse().status
-    except (OSError, http.client.HTTPException, ssl.SSLError):
-        return 0
-    finally:
-        connection.close()

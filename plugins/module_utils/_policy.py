@@ -233,6 +233,11 @@ def _blocks(conf: Any, *path: str) -> list:
     return [(str(name), child) for name, child in _block(conf, *path).items() if isinstance(child, dict)]
 
 
+def mqtt_bridges(conf: Any) -> list:
+    """(name, block) of the bridges to MQTT brokers; the block `cache` among them is none."""
+    return [(name, block) for name, block in _blocks(conf, "bridges", "mqtt") if name != "cache"]
+
+
 def _on(block: Any) -> bool:
     """Whether a block counts: the broker heeds an unquoted ``enable = false`` alone."""
     return get(block, "enable") is not False

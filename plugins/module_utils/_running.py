@@ -74,7 +74,9 @@ def compared(conf: dict, running: dict, read: Any) -> list[tuple[str, Any, Any]]
     pairs.append(("listeners.ssl", bool(listening), bool(_at(running, "tls", "enable"))))
     if len(listening) == 1:
         pairs += _listener(*listening[0], running, read)
-    wanted_bridges = {name: (get(block, "enable") is not False, get(block, "server")) for name, block in _bridges(conf)}
+    wanted_bridges = {
+        name: (get(block, "enable") is not False, get(block, "server")) for name, block in _policy.mqtt_bridges(conf)
+    }
     nodes = _at(running, "bridge", "nodes") or []
     told = {_at(node, "name"): (_at(node, "enable"), _at(node, "connector", "server")) for node in nodes}
     pairs.append(("bridges.mqtt", wanted_bridges, told))
@@ -97,11 +99,6 @@ def _listener(key: str, block: dict, running: dict, read: Any) -> list[tuple[str
             except OSError:
                 pairs.append((f"the file in {key}.{name}", None, _at(running, "tls", told)))
     return pairs
-
-
-def _bridges(conf: dict) -> list[tuple[str, Any]]:
-    block = get(conf, "bridges", "mqtt")
-    return [(str(name), bridge) for name, bridge in block.items() if name != "cache"] if isinstance(block, dict) else []
 
 
 def _users(running: dict) -> set[tuple[str, str]]:

@@ -72,6 +72,7 @@ def code() -> bytes:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         tar.add(HERE / "runner.py", "runner.py")
+        tar.add(breaks.ROOT / "tests/unit/broken_configurations.py", "broken_configurations.py")
         for path in pathlib.Path(_policy.__file__).parent.glob("*.py"):
             tar.add(path, f"ansible_collections/edgesec/nanomq/plugins/module_utils/{path.name}")
     return archive.getvalue()

@@ -9,7 +9,6 @@ FOUND (JSON): {name: {findings: {rule: observed}, after: the same when it was un
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from collections.abc import Callable
 sys.path.insert(0, sys.argv[1])
 
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _hocon, _observe, _policy
+from broken_configurations import changed
 
 CONF = "/etc/nanomq/nanomq.conf"
 ENVIRONMENT = dict(os.environ)
@@ -34,21 +34,6 @@ def sh(script: str) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"{script}: {done.stdout}{done.stderr}")
-
-
-def with_changes(conf: dict, changes: dict) -> dict:
-    """A configuration with values put at dotted paths; None takes a key away."""
-    conf = copy.deepcopy(conf)
-    for path, value in changes.items():
-        *parents, last = path.split(".")
-        block = conf
-        for name in parents:
-            block = block.setdefault(name, {})
-        if value is None:
-            block.pop(last, None)
-        else:
-            block[last] = value
-    return conf
 
 
 def text_of(value: object) -> str:
@@ -100,7 +85,7 @@ def attempt(one: dict, conf_text: str, token: str) -> dict:
     result: dict = {}
     try:
         if one.get("changes"):
-            write("".join(members(with_changes(_hocon.parse(conf_text), one["changes"]))), before)
+            write("".join(members(changed(one["changes"], _hocon.parse(conf_text)))), before)
         if one.get("script"):
             sh(one["script"])
         if one.get("restart"):

@@ -64,6 +64,15 @@ def hang_up(connection):
     connection.recv(64)
 
 
+def websocket(connection):
+    head = connection.recv(4096)
+    if b"Upgrade: websocket" in head and head.startswith(b"GET /mqtt "):
+        connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        connection.recv(64)
+    else:
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+
 def banner(connection):
     connection.sendall(b"SSH-2.0-x\r\n")
     connection.recv(64)
@@ -83,9 +92,10 @@ def no_usual_ports(monkeypatch):
         (rest, "rest"),
         (lambda: serving(connack), "mqtt"),
         (lambda: serving(hang_up), "mqtt"),
+        (lambda: serving(websocket), "websocket"),
         (lambda: serving(banner), "open"),
     ],
-    ids=["rest", "connack", "hangs up", "another service"],
+    ids=["rest", "connack", "hangs up", "websocket", "another service"],
 )
 def test_a_port_is_what_it_says(server, kind):
     with server() as port:
