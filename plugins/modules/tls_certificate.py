@@ -235,6 +235,7 @@ import pwd
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _x509
+from ansible_collections.edgesec.nanomq.plugins.module_utils._chains import GIVEN
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
     CryptoError,
     choose_backend,
@@ -257,10 +258,12 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._pairs import (
 EXCHANGE = {
     "type": "dict",
     "options": {
-        "step": {"type": "str", "choices": ["inspect", "install", "discard"], "required": True},
+        "step": {"type": "str", "choices": ["inspect", "install", "take", "discard"], "required": True},
         "authority": {"type": "str", "default": ""},
         "pending": {"type": "str", "default": ""},
         "certificate": {"type": "str", "default": ""},
+        "given": {"type": "str", "default": ""},
+        "key": {"type": "str", "no_log": True, "default": ""},
     },
 }
 
@@ -289,6 +292,7 @@ def open_store(module: AnsibleModule) -> PairStore:
     """Return the store that the options describe. Raises what its parts raise."""
     options = module.params
     authority = options["exchange"]["authority"].encode("ascii")
+    given = options["exchange"]["given"].encode("ascii")
     return PairStore(
         directory=os.path.join(options["path"].rstrip("/"), options["name"]),
         wanted=wanted_pair(options),
@@ -296,6 +300,8 @@ def open_store(module: AnsibleModule) -> PairStore:
         authority=load_certificates(authority, "the authority") if authority else [],
         backend=choose_backend(options["backend"]),
         keep=options["keep"],
+        source=options["source"],
+        given=load_certificates(given, "the given certificate") if given else [],
     )
 
 
@@ -317,7 +323,7 @@ def inspect(module: AnsibleModule, store: PairStore) -> dict:
     pair, reason = store.inspect()
     if reason:
         result = {"changed": True, "renewed": True, "reason": reason, **describe(store, pair)}
-        if not module.check_mode:
+        if not module.check_mode and module.params["source"] != GIVEN:
             result["pending"], request = store.begin()
             result["request"] = request.decode("ascii")
         return result
@@ -331,6 +337,15 @@ def inspect(module: AnsibleModule, store: PairStore) -> dict:
     return {"changed": bool(reason), "renewed": False, "reason": reason, **describe(store, pair)}
 
 
+def look_at_given(module: AnsibleModule, store: PairStore) -> dict:
+    """Check the pair that the user keeps on the host, and change nothing."""
+    certificate_path, key_path = module.params["given_certificate_path"], module.params["given_key_path"]
+    pair = store.look_at(certificate_path, key_path)
+    result = {"changed": False, "renewed": False, "reason": "", **describe(store, pair)}
+    paths = {"certificate_path": os.path.realpath(certificate_path), "key_path": os.path.realpath(key_path)}
+    return {**result, **paths, "current": pair.directory}
+
+
 def run(module: AnsibleModule) -> dict:
     """Do the step asked for."""
     store = open_store(module)
@@ -338,8 +353,13 @@ def run(module: AnsibleModule) -> dict:
     if exchange["step"] != "discard":
         store.check()
     with store.lock():
-        if exchange["step"] == "inspect":
+        if module.params["given_certificate_path"]:
+            result = look_at_given(module, store)
+        elif exchange["step"] == "inspect":
             result = inspect(module, store)
+        elif exchange["step"] == "take":
+            pair = store.take(exchange["key"].encode("ascii"), exchange["given"].encode("ascii"))
+            result = {"changed": True, "renewed": True, **describe(store, pair)}
         elif exchange["step"] == "install":
             pair = store.install(exchange["pending"], exchange["certificate"].encode("ascii"))
             result = {"changed": True, "renewed": True, **describe(store, pair)}
