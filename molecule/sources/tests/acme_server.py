@@ -1,6 +1,6 @@
 # Copyright: Contributors to the edgesec.nanomq collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Debian's pebble, an ACME server, with a DNS and a web server for its challenges: all on loopback, ended by process id."""
+"""Debian's pebble, an ACME server, with a DNS and a web server for its challenges: all on loopback."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Server:
 
 @contextlib.contextmanager
 def run(path: pathlib.Path, lifetime: int) -> Iterator[Server]:
-    """A server, for as long as the block lasts, that signs for so many seconds. Its authority is a new one each time."""
+    """A server for as long as the block lasts. What it signs lives `lifetime` seconds; its authority is always a new one."""
     ports = free_ports(6)
     path.mkdir()
     webroot, hook = path / "web", path / "hook"
