@@ -48,7 +48,7 @@ class Server:
 
 @contextlib.contextmanager
 def run(path: pathlib.Path, lifetime: int) -> Iterator[Server]:
-    """A server for as long as the block lasts. What it signs lives `lifetime` seconds; its authority is new each time."""
+    """A server for as long as the block lasts. What it signs lives `lifetime` seconds. Its authority is a new one."""
     ports = free_ports(6)
     path.mkdir()
     webroot, hook = path / "web", path / "hook"
