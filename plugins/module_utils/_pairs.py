@@ -301,14 +301,14 @@ class PairStore:
         self.mend(self.directory, DIRECTORY_MODE, os.geteuid())
         name = f".new-{secrets.token_hex(8)}"
         folder = self._of(name)
-        os.mkdir(folder, 0o700)
         try:
+            os.mkdir(folder, 0o700)
             write_new(os.path.join(folder, KEY), key, mode=0o600)
             fsync_dir(folder)
+            return self.install(name, pem)
         except BaseException:
             self.discard(name)
             raise
-        return self.install(name, pem)
 
     def _known(self, pem: bytes) -> Pair | None:
         """The given pair, put in force again, if it is one that was kept; None if it is not, or is not whole."""
