@@ -8,6 +8,7 @@ VENV := $(CURDIR)/.venv
 CACHE := $(CURDIR)/.cache
 SCANNERS := $(CACHE)/scanners
 COLLECTIONS := $(CACHE)/collections
+COMMUNITY := $(CACHE)/community
 VERSION := $(shell sed -n 's/^version: *//p' galaxy.yml)
 TARBALL := $(CACHE)/dist/edgesec-nanomq-$(VERSION).tar.gz
 
@@ -58,7 +59,8 @@ contract: $(VENV)/.test $(INSTALLED) ## The broker's contract, on the double and
 	@$(PYTEST) tests/contract
 
 .PHONY: molecule
-molecule: $(VENV)/.test $(SCANNERS)/.installed $(INSTALLED) ## Scenarios on test hosts (SCENARIOS="default ...": these only)
+molecule: export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS):$(COMMUNITY)
+molecule: $(VENV)/.test $(SCANNERS)/.installed $(COMMUNITY)/.installed $(INSTALLED) ## Scenarios on test hosts (SCENARIOS="default ...": these only)
 	@tests/lab/run-scenarios $(SCENARIOS)
 
 .PHONY: bench
@@ -95,6 +97,11 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.demo
 $(SCANNERS)/.installed: tests/bootstrap requirements/scanners.txt
 	@echo "installing requirements/scanners.txt"
 	@tests/bootstrap requirements/scanners.txt $(SCANNERS)
+	@touch $@
+
+$(COMMUNITY)/.installed: requirements/bench.txt tests/community-crypto | $(VENV)/.demo
+	@echo "installing community.crypto"
+	@tests/community-crypto $(COMMUNITY)
 	@touch $@
 
 $(TARBALL): $(CONTENT) | $(VENV)/.demo

@@ -1,27 +1,31 @@
 # Copyright: Contributors to the edgesec.nanomq collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Signs on the controller what tls_certificate begins on the host, between two runs of that module."""
+"""Gets on the controller the certificate for a pair begun on the host, between two runs of tls_certificate there."""
 
 from __future__ import annotations
 
-import os
+import sys
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority
-from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import CryptoError, encode_passphrase
+from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import CryptoError
 from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
-from ansible_collections.edgesec.nanomq.plugins.module_utils._pairs import OPTIONS, Wanted, parse_mode, wanted_pair
-from ansible_collections.edgesec.nanomq.plugins.module_utils._x509 import show_time
+from ansible_collections.edgesec.nanomq.plugins.module_utils._pairs import OPTIONS, parse_mode, wanted_pair
+from ansible_collections.edgesec.nanomq.plugins.plugin_utils.sources import GivenSource, Source, open_source
 
 MODULE = "edgesec.nanomq.tls_certificate"
 
-#: Facts that this controller knows, and that no host is told.
-OURS = ("authority_path", "authority_passphrase")
+#: Options that this controller knows, and that no host is told.
+OURS = ("authority_", "signer_", "acme_", "trust", "given_certificate", "given_key")
+TOLD = ("given_certificate_path", "given_key_path")
+
+#: What is wrong with the options, the request, the answer or the files, and never with this program.
+PROBLEMS = (ValueError, CryptoError, FileProblem, OSError)
 
 
 class ActionModule(ActionBase):
-    """One run of the module; a signature and a second run when the first one began a new pair."""
+    """One run of the module; a certificate and a second run when the first one began a new pair."""
 
     _supports_check_mode = True
     _supports_async = False
@@ -35,64 +39,77 @@ class ActionModule(ActionBase):
         try:
             wanted = wanted_pair(options)
             parse_mode(options["mode"])
-            authority = self._authority(options)
-        except (ValueError, CryptoError, FileProblem, OSError) as error:
+            source = open_source(
+                options,
+                wanted,
+                host=(task_vars or {}).get("inventory_hostname", ""),
+                check_mode=self._task.check_mode,
+                run_local=lambda name, arguments: self._run_local(name, arguments, task_vars or {}),
+            )
+        except PROBLEMS as error:
             raise AnsibleActionFail(str(error)) from error
 
-        arguments = {name: value for name, value in options.items() if name not in OURS and value is not None}
-        # The module's own check of its options asks for a path; the real one is none of the host's business.
-        arguments["authority_path"] = "-"
-        pem = authority.pem if authority else ""
+        arguments = {
+            name: value
+            for name, value in options.items()
+            if value not in (None, []) and (name in TOLD or not name.startswith(OURS))
+        }
 
         def step(name: str, **exchange: str) -> dict:
-            exchange.update(step=name, authority=pem)
+            exchange.update(step=name, authority=source.trust, given=source.given)
             return self._execute_module(
                 module_name=MODULE, module_args={**arguments, "exchange": exchange}, task_vars=task_vars
             )
 
         result = step("inspect")
         if not result.get("failed") and "request" in result:
-            passphrase = options["authority_passphrase"]
-            result = _renew(step, result, wanted, authority, passphrase)
-        return {**result, "authority_certificate": pem}
+            result = _renew(step, result, source)
+        elif isinstance(source, GivenSource) and not result.get("failed"):
+            result = _take(step, result, source, check_mode=self._task.check_mode)
+        return {**result, "authority_certificate": source.trust}
 
-    def _authority(self, options: dict) -> _authority.Authority | None:
-        path = os.path.expanduser(options["authority_path"])
-        authority = _authority.load(path.rstrip("/") or "/")
-        if authority is None and not self._task.check_mode:
-            raise FileProblem(f"there is no authority in {path}: make it first, with edgesec.nanomq.tls_authority")
-        return authority
+    def _run_local(self, name: str, arguments: dict, task_vars: dict) -> dict:
+        """Run a module on the controller, whatever the connection to the host is."""
+        loaders = self._shared_loader_obj
+        connection = loaders.connection_loader.get("ansible.builtin.local", self._play_context)
+        local = type(self)(
+            task=self._task,
+            connection=connection,
+            play_context=self._play_context,
+            loader=self._loader,
+            templar=self._templar,
+            shared_loader_obj=loaders,
+        )
+        here = {**task_vars, "ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+        return local._execute_module(module_name=name, module_args=arguments, task_vars=here)
 
 
-def _renew(step, begun: dict, wanted: Wanted, authority: _authority.Authority, passphrase: str | None) -> dict:
-    """Sign the request of the pair begun and have it installed; or have the host forget that pair, and fail."""
-    request = _authority.Request(wanted.common_name, wanted.names, wanted.usages, wanted.key_type, wanted.valid_for)
+def _renew(step, begun: dict, source: Source) -> dict:
+    """Get a certificate for the pair begun and have it installed; or have the host forget that pair, and fail."""
     try:
-        warning = _check_end(wanted, authority)
-        certificate = _authority.sign(authority, encode_passphrase(passphrase), begun["request"], request)
-    except (ValueError, CryptoError, FileProblem, OSError) as error:
+        # Before any signer sees it: what the host asks for is for the host to say, and for us to refuse.
+        _authority.check_request(begun["request"], source.request)
+        certificates, warning = source.obtain(begun["request"])
+    except Exception as error:
         step("discard", pending=begun["pending"])
-        raise AnsibleActionFail(str(error)) from error
-    chain = b"".join(part.pem() for part in [certificate, *authority.intermediates]).decode("ascii")
+        if isinstance(error, PROBLEMS):
+            raise AnsibleActionFail(str(error)) from error
+        raise
+    chain = b"".join(part.pem() for part in certificates).decode("ascii")
     result = {"reason": begun["reason"], **step("install", pending=begun["pending"], certificate=chain)}
     if result.get("failed"):
         step("discard", pending=begun["pending"])
-    if warning:
-        result["warnings"] = [*result.get("warnings", []), warning]
-    return result
+    return _warned(result, warning)
 
 
-def _check_end(wanted: Wanted, authority: _authority.Authority) -> str:
-    """Return a warning when a new certificate will end early, with its authority; '' if it will not.
+def _take(step, found: dict, source: GivenSource, *, check_mode: bool) -> dict:
+    """Have the given pair installed where another is in force, and say when it is about to end."""
+    if found.get("renewed") and not check_mode:
+        found = {"reason": found["reason"], **step("take", key=source.key)}
+    if found.get("failed") or not found.get("not_after"):
+        return found
+    return _warned(found, source.warning(found["not_after"]))
 
-    Raises CryptoError when it would be due for renewal at once, and again in every run.
-    """
-    remaining = (authority.issuer.not_after - _authority.now()).total_seconds()
-    end = show_time(authority.issuer.not_after)
-    if remaining <= wanted.margin:
-        raise CryptoError(
-            f"the authority in {authority.path} expires at {end}, within renew_before: give the fleet a new one first"
-        )
-    if remaining >= wanted.valid_for:
-        return ""
-    return f"the certificate ends with its authority, at {end}, before its valid_for is over"
+
+def _warned(result: dict, warning: str) -> dict:
+    return {**result, "warnings": [*result.get("warnings", []), warning]} if warning else result

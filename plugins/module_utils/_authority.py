@@ -174,6 +174,11 @@ def check_request(pem: str, request: Request):
     return found
 
 
+def requested_key(pem: str) -> bytes:
+    """Return the public key (DER) of a request that check_request has accepted."""
+    return _public_bytes(library.load_pem_x509_csr(pem.encode("ascii")).public_key())
+
+
 def sign(authority: Authority, passphrase: bytes | None, pem: str, request: Request) -> x509.Certificate:
     """Return the certificate for a device's request, and keep a copy of it.
 

@@ -31,7 +31,7 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import
 
 PREVIOUS = "previous"
 #: Options of validators and probes that are paths of files, which the set may hold or not.
-_FILE_OPTIONS = ("certificate", "key", "ca", "crl", "program")
+_FILE_OPTIONS = ("certificate", "key", "client_certificate", "client_key", "ca", "crl", "program")
 #: Keys of nanomq.conf that are paths of files.
 _FILE_KEYS = ("keyfile", "certfile", "cacertfile")
 #: Keys and certificates: PEM, and the public keys of OpenSSH.

@@ -21,6 +21,13 @@ import stat
 import time
 
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _x509 as x509
+from ansible_collections.edgesec.nanomq.plugins.module_utils._chains import (
+    AUTHORITY,
+    GIVEN,
+    SOURCES,
+    chain_fault,
+    content_fault,
+)
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
     BACKENDS,
     KEY_TYPES,
@@ -63,7 +70,7 @@ PATIENCE = 30
 DIRECTORY_MODE = 0o750
 CERTIFICATE_MODE = 0o644
 
-#: The options of the module, shared with its action plugin. ``authority_*`` never reach the device.
+#: The options of the module, shared with its action plugin, which says which of them never reach the device.
 OPTIONS = {
     "name": {"type": "str", "required": True},
     "path": {"type": "path", "default": "/etc/nanomq/pki"},
@@ -82,8 +89,23 @@ OPTIONS = {
     "owner": {"type": "str", "default": "root"},
     "group": {"type": "str", "default": "nanomq"},
     "mode": {"type": "str", "default": "0640"},
-    "authority_path": {"type": "str", "required": True},
+    "source": {"type": "str", "choices": list(SOURCES), "default": AUTHORITY},
+    "authority_path": {"type": "str"},
     "authority_passphrase": {"type": "str", "no_log": True},
+    "trust": {"type": "str"},
+    "signer_command": {"type": "list", "elements": "str", "default": []},
+    "signer_secret": {"type": "str", "no_log": True},
+    "signer_timeout": {"type": "int", "default": 60},
+    "acme_directory": {"type": "str"},
+    "acme_account_path": {"type": "str"},
+    "acme_email": {"type": "str"},
+    "acme_terms_agreed": {"type": "bool", "default": False},
+    "acme_webroot": {"type": "str"},
+    "acme_dns_hook": {"type": "list", "elements": "str", "default": []},
+    "given_certificate": {"type": "str"},
+    "given_key": {"type": "str", "no_log": True},
+    "given_certificate_path": {"type": "path"},
+    "given_key_path": {"type": "path", "no_log": False},
     "keep": {"type": "int", "default": 5},
     "backend": {"type": "str", "choices": ["auto", *BACKENDS], "default": "auto"},
 }
@@ -154,6 +176,29 @@ def wanted_pair(options: dict) -> Wanted:
     )
 
 
+def given_fault(
+    backend: Backend,
+    leaf: x509.Certificate,
+    chain: list[x509.Certificate],
+    public_key: bytes,
+    anchors: list[x509.Certificate],
+    wanted: Wanted,
+) -> str:
+    """Return why a pair that the user gives cannot be used, or ''. ``public_key`` is that of the key given."""
+    if public_key != leaf.public_key:
+        return "mismatch: the key is not that of the certificate"
+    kind = x509.key_type(public_key)
+    if kind not in KEY_TYPES:
+        return f"key_type: {kind}, which is none of {', '.join(KEY_TYPES)}"
+    if _now() < leaf.not_before:
+        return f"not valid yet: from {x509.show_time(leaf.not_before)}, and this clock says {x509.show_time(_now())}"
+    if _now() > leaf.not_after:
+        return f"expired: at {x509.show_time(leaf.not_after)}"
+    return chain_fault(backend, leaf, chain, anchors) or content_fault(
+        leaf, GIVEN, wanted.common_name, wanted.names, wanted.usages
+    )
+
+
 def parse_mode(text: str) -> int:
     """Return the mode of a private key, such as 0640. Raises ValueError on one that lets others in."""
     if not _MODE.fullmatch(text):
@@ -165,7 +210,10 @@ def parse_mode(text: str) -> int:
 
 
 class PairStore:
-    """The pairs of one name. ``authority`` is the issuing certificate and those above it, or empty in check mode."""
+    """The pairs of one name. ``authority`` is the issuing certificate and those above it, or empty in check mode.
+
+    With another source than the own authority these are the trust anchors. ``given`` is the chain that the user gives.
+    """
 
     def __init__(
         self,
@@ -175,6 +223,8 @@ class PairStore:
         authority: list[x509.Certificate],
         backend: Backend,
         keep: int,
+        source: str = AUTHORITY,
+        given: list[x509.Certificate] | None = None,
     ) -> None:
         self.directory = directory
         self.current = os.path.join(directory, CURRENT)
@@ -184,6 +234,8 @@ class PairStore:
         self._authority = authority
         self._backend = backend
         self._keep = keep
+        self._source = source
+        self._given = given or []
 
     def check(self) -> None:
         """Raise FileProblem or ClockProblem when the place or the clock is not fit to work with."""
@@ -239,6 +291,71 @@ class PairStore:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def take(self, key: bytes, pem: bytes) -> Pair:
+        """Put a pair in force that the user gives. Raises CryptoError when it is not what the task asks for."""
+        known = self._known(pem)
+        if known is not None:
+            return known
+        make_directories(self.directory, mode=0o700)
+        self.mend(self.directory, DIRECTORY_MODE, os.geteuid())
+        name = f".new-{secrets.token_hex(8)}"
+        folder = self._of(name)
+        try:
+            os.mkdir(folder, 0o700)
+            write_new(os.path.join(folder, KEY), key, mode=0o600)
+            fsync_dir(folder)
+            return self.install(name, pem)
+        except BaseException:
+            self.discard(name)
+            raise
+
+    def _known(self, pem: bytes) -> Pair | None:
+        """The given pair, put in force again, if it is one that was kept; None if it is not, or is not whole."""
+        leaf, *chain = load_certificates(pem, "the given certificate")
+        folder = self._of(leaf.identifier)
+        try:
+            kept = load_certificates(read_regular(os.path.join(folder, CERTIFICATE)), folder)
+        except (OSError, FileProblem, CryptoError):
+            return None
+        if kept != [leaf, *chain] or self._fault(folder, leaf, chain):
+            return None
+        previous = self._current_identifier()
+        pair = Pair(folder, leaf)
+        self.mend_all(pair)
+        link_atomic(leaf.identifier, self.current)
+        self.tidy(spare=previous)
+        return pair
+
+    def look_at(self, certificate_path: str, key_path: str) -> Pair:
+        """Return the pair that the user keeps on the host. Raises FileProblem or CryptoError when it is not fit.
+
+        Paths are followed to the real files first: what renews such pairs moves links. The directories on the way must
+        be under nobody else's control.
+        """
+        certificate_path, key_path = os.path.realpath(certificate_path), os.path.realpath(key_path)
+        for path in (certificate_path, key_path):
+            check_parents(os.path.dirname(path))
+        try:
+            leaf, *chain = load_certificates(read_regular(certificate_path), certificate_path)
+            key = read_regular(key_path)
+        except FileNotFoundError as error:
+            raise FileProblem(f"{error.filename} does not exist on this host") from None
+        mode = stat.S_IMODE(os.lstat(key_path).st_mode)
+        if mode & 0o037:
+            raise FileProblem(
+                f"{key_path} is open to others, or to its group for more than reading (mode {mode:04o}): close it"
+                " with chmod g-wx,o="
+            )
+        self._given = [leaf, *chain]
+        try:
+            public_key = self._backend.public_key(key, self._wanted.passphrase)
+        except CryptoError as error:
+            raise CryptoError(f"{key_path}: {error}") from None
+        fault = given_fault(self._backend, leaf, chain, public_key, self._authority, self._wanted)
+        if fault:
+            raise CryptoError(f"{certificate_path} cannot be used: {fault}")
+        return Pair(os.path.dirname(certificate_path), leaf)
 
     def discard(self, name: str) -> None:
         """Forget a pair that is being made."""
@@ -335,7 +452,10 @@ class PairStore:
         if fault:
             raise CryptoError(f"the certificate from the controller is not the one asked for: {fault}")
         if os.path.lexists(self._of(leaf.identifier)):
-            raise CryptoError(f"the authority gave out the serial number {leaf.identifier} twice")
+            raise CryptoError(
+                f"the authority gave out the serial number {leaf.identifier} twice; if the directory"
+                f" {self._of(leaf.identifier)} is of an authority that is gone, remove it"
+            )
         self._prove(folder, leaf)
         content = b"".join(certificate.pem() for certificate in [leaf, *chain])
         write_atomic(os.path.join(folder, CERTIFICATE), content, mode=0o600)
@@ -367,9 +487,15 @@ class PairStore:
         if public_key != leaf.public_key:
             return "mismatch: the key is not that of the certificate"
         found = x509.key_type(public_key)
+        if self._source == GIVEN:
+            return "" if found in KEY_TYPES else f"key_type: {found}, which is none of {', '.join(KEY_TYPES)}"
         return "" if found == self._wanted.key_type else f"key_type: {found}, not {self._wanted.key_type}"
 
     def _trust_fault(self, leaf: x509.Certificate, chain: list[x509.Certificate]) -> str:
+        if self._source != AUTHORITY:
+            if self._source == GIVEN and [leaf, *chain] != self._given:
+                return "given: another certificate is in force than the one given"
+            return chain_fault(self._backend, leaf, chain, self._authority)
         if not self._authority:
             return "authority: there is none yet"
         issuer = self._authority[0]
@@ -386,8 +512,10 @@ class PairStore:
         if present > leaf.not_after:
             return f"expired: at {x509.show_time(leaf.not_after)}"
         due = leaf.not_after - datetime.timedelta(seconds=wanted.margin)
-        if present >= due:
+        if present >= due and self._source != GIVEN:
             return f"expiring: at {x509.show_time(leaf.not_after)}, and to be renewed from {x509.show_time(due)}"
+        if self._source != AUTHORITY:
+            return content_fault(leaf, self._source, wanted.common_name, wanted.names, wanted.usages)
         if leaf.common_name != wanted.common_name:
             return f"names: the common name is {leaf.common_name!r}, not {wanted.common_name!r}"
         if leaf.names != frozenset(wanted.names):

@@ -306,12 +306,25 @@ def client_context(ca: str, certificate: str = "", key: str = "", passphrase: st
 
 
 def probe_mqtt(
-    *, port: int, address: str = "127.0.0.1", ca: str, certificate: str, key: str, mtls: bool, credentials: dict
+    *,
+    port: int,
+    address: str = "127.0.0.1",
+    ca: str,
+    certificate: str,
+    key: str,
+    client_certificate: str = "",
+    client_key: str = "",
+    mtls: bool,
+    credentials: dict,
 ) -> list[str]:
-    """MQTT over TLS: the right certificate is served, a user gets in, and nobody else does."""
+    """MQTT over TLS: the right certificate is served, a user gets in, and nobody else does.
+
+    Where clients must have a certificate, the broker's own is shown, unless there is another for that.
+    """
     where = f"MQTT on {address}:{port}"
     try:
-        context = client_context(ca, certificate, key, credentials.get("key_passphrase"))
+        shown = (client_certificate, client_key, None) if client_certificate else None
+        context = client_context(ca, *(shown or (certificate, key, credentials.get("key_passphrase"))))
         wanted = leaf_certificate(certificate)
     except (OSError, ValueError) as error:
         return [f"{where}: the certificate, key or CA cannot be used: {error}"]

@@ -6,14 +6,17 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: tls_certificate
 version_added: "0.1.0"
-short_description: Keep a TLS key, born on the host, and a certificate for it, signed on the controller
+short_description: Keep a TLS key, born on the host, and a certificate for it
 description:
-  - Makes a private key on the host, where it stays. The certificate request travels to the controller, which signs it
-    with the authority of M(edgesec.nanomq.tls_authority) if it asks for nothing but what this task allows, and the
-    certificate travels back.
+  - Makes a private key on the host, where it stays. The certificate request travels to the controller, which has it
+    signed if it asks for nothing but what this task allows, and the certificate travels back.
+  - The signer (O(source)) is the authority of M(edgesec.nanomq.tls_authority), a program on the controller, or an ACME
+    server. What comes from the latter two is judged on the controller before it reaches the host, and there again.
+    That is the key, the names, the usages, the times, and the chain up to O(trust).
+  - With O(source=given) key and certificate are the user's. They are judged in the same way, and nobody renews them.
   - A pair is made anew when there is none, when it has expired or will within O(renew_before), when its names, usages,
-    kind of key or passphrase are not those asked for, when it is damaged, and when the present authority did not
-    sign it. Otherwise nothing is changed, but for owner, group and modes.
+    kind of key or passphrase are not those asked for, when it is damaged, and when the present authority, or none of
+    O(trust), did not sign it. Otherwise nothing is changed, but for owner, group and modes.
   - Each pair has a directory of its own, named after the certificate's serial number, which never changes afterwards.
     The link C(current) beside it is switched in one step, so that a cut at any moment leaves the old pair in force.
     A service that names the concrete directory gets a renewal as a change of its configuration, which can be validated
@@ -22,6 +25,7 @@ description:
   - Keys are handled with the cryptography library where the host has it, else with the C(openssl) program.
 requirements:
   - "on the host: cryptography >= 3.1, or the openssl program, 1.1.1 or newer"
+  - "on the controller, with O(source=acme): the collection community.crypto"
 options:
   name:
     description:
@@ -90,15 +94,100 @@ options:
       - Mode of the private key, at most V(0640), in quotes. The directories have V(0750), the certificate V(0644).
     type: str
     default: "0640"
+  source:
+    description:
+      - Where the certificate comes from. V(authority) is that of O(authority_path), V(command) is O(signer_command),
+        V(acme) is the server of O(acme_directory), and V(given) what the user gives.
+      - Options of other sources are not looked at.
+    type: str
+    choices: [authority, command, acme, given]
+    default: authority
   authority_path:
     description:
-      - Absolute path of the authority's directory, on the controller. It never reaches the host.
+      - For O(source=authority), which requires it. Absolute path of the authority's directory, on the controller. It
+        never reaches the host.
     type: str
-    required: true
   authority_passphrase:
     description:
       - Passphrase of the authority's private key. It never reaches the host.
     type: str
+  trust:
+    description:
+      - For any other source, which requires it. Certificates in PEM of the authorities whose signature is accepted.
+      - A pair in force that leads up to none of them is replaced.
+    type: str
+  signer_command:
+    description:
+      - For O(source=command). A program on the controller, by its absolute path, and its arguments. No shell is
+        involved.
+      - It gets the certificate request in PEM on stdin, and prints the certificate in PEM, followed by those above it.
+        Trust anchors may be left out.
+      - Its environment is that of C(ansible-playbook), with E(NANOMQ_PKI_HOST), E(NANOMQ_PKI_COMMON_NAME),
+        E(NANOMQ_PKI_NAMES) (C(DNS:a,IP:b)), E(NANOMQ_PKI_USAGES) (C(server_auth,client_auth)),
+        E(NANOMQ_PKI_KEY_TYPE), E(NANOMQ_PKI_VALID_FOR) (seconds) and E(NANOMQ_PKI_SECRET).
+      - If it fails, the last five lines of its stderr are in the message, without O(signer_secret).
+    type: list
+    elements: str
+    default: []
+  signer_secret:
+    description:
+      - What the program needs to log in somewhere.
+    type: str
+  signer_timeout:
+    description:
+      - Seconds after which the program, and all that it started, is ended. Also for each call of O(acme_dns_hook).
+    type: int
+    default: 60
+  acme_directory:
+    description:
+      - For O(source=acme), which requires it. URL of the directory of the ACME server.
+      - Its TLS certificate is verified with the controller's trusted authorities. For another one set E(SSL_CERT_FILE).
+    type: str
+  acme_account_path:
+    description:
+      - Directory on the controller for C(account.key), which is made if it is missing, with mode V(0600).
+    type: str
+  acme_email:
+    description:
+      - Address to which the ACME server may write.
+    type: str
+  acme_terms_agreed:
+    description:
+      - Whether the user agrees to the terms of the ACME server, which it requires.
+    type: bool
+    default: false
+  acme_webroot:
+    description:
+      - Directory on the controller that a web server shows under the names of the host, at port 80. The challenge
+        (http-01) is a file below C(.well-known/acme-challenge) in it, for as long as the server looks.
+      - Either this or O(acme_dns_hook).
+    type: str
+  acme_dns_hook:
+    description:
+      - Program on the controller, by its absolute path, and arguments, that puts a record into the DNS (dns-01).
+      - It is called with three more arguments, as the C(exec) provider of lego calls a program. They are V(present) or
+        V(cleanup), the name of the TXT record with a dot at its end, and its value. It returns when the record can be
+        seen.
+    type: list
+    elements: str
+    default: []
+  given_certificate:
+    description:
+      - For O(source=given). The certificate in PEM, followed by those above it.
+    type: str
+  given_key:
+    description:
+      - Its private key in PEM, which O(key_passphrase) opens if it is encrypted. It travels to the host when it is
+        installed, and at no other time.
+    type: str
+  given_certificate_path:
+    description:
+      - Instead of the texts, the path of the certificate on the host. Nothing is copied, and links are followed.
+    type: path
+  given_key_path:
+    description:
+      - Path of the private key on the host.
+    type: path
   keep:
     description:
       - How many old pairs to keep, 1 or more.
@@ -118,9 +207,10 @@ options:
     suboptions:
       step:
         description:
-          - What this run does, V(inspect) and if need be begin a new pair, V(install) the one begun, or V(discard) it.
+          - What this run does, V(inspect) and if need be begin a new pair, V(install) the one begun, V(discard) it, or
+            V(take) the one given.
         type: str
-        choices: [inspect, install, discard]
+        choices: [inspect, install, take, discard]
         required: true
       authority:
         description: Certificates of the authority in PEM; empty if there is none yet.
@@ -132,6 +222,14 @@ options:
         default: ""
       certificate:
         description: Its certificate from the authority, followed by intermediate ones, in PEM.
+        type: str
+        default: ""
+      given:
+        description: The certificates that the user gives, in PEM.
+        type: str
+        default: ""
+      key:
+        description: The private key that the user gives, in PEM.
         type: str
         default: ""
 author:
@@ -174,6 +272,38 @@ EXAMPLES = r"""
     valid_for: 7d
     renew_before: 33%
     authority_path: "{{ nanomq_pki_dir }}/ca"
+
+- name: Have a signer of ours sign it
+  edgesec.nanomq.tls_certificate:
+    name: server
+    common_name: "{{ inventory_hostname }}"
+    subject_alt_names: ["DNS:{{ inventory_hostname }}"]
+    source: command
+    signer_command: [/usr/local/bin/sign-device, --profile, broker]
+    signer_secret: "{{ vault_signer_token }}"
+    trust: "{{ lookup('ansible.builtin.file', 'our-root.pem') }}"
+
+- name: Have an ACME server sign it
+  edgesec.nanomq.tls_certificate:
+    name: server
+    common_name: "{{ inventory_hostname }}"
+    subject_alt_names: ["DNS:{{ inventory_hostname }}"]
+    source: acme
+    acme_directory: https://acme.example/directory
+    acme_account_path: "{{ nanomq_pki_dir }}/acme"
+    acme_terms_agreed: true
+    acme_dns_hook: [/usr/local/bin/dns-record]
+    trust: "{{ lookup('ansible.builtin.file', 'acme-roots.pem') }}"
+
+- name: Use what somebody else made
+  edgesec.nanomq.tls_certificate:
+    name: server
+    common_name: "{{ inventory_hostname }}"
+    subject_alt_names: ["DNS:{{ inventory_hostname }}"]
+    source: given
+    given_certificate: "{{ lookup('ansible.builtin.file', inventory_hostname ~ '.pem') }}"
+    given_key: "{{ vault_broker_key }}"
+    trust: "{{ lookup('ansible.builtin.file', 'our-root.pem') }}"
 """
 
 RETURN = r"""
@@ -211,7 +341,7 @@ reason:
   description:
     - Why something was, or would be, changed; empty if nothing was.
     - "It begins with one of these words and a colon: C(missing), C(unreadable), C(mismatch), C(key_type), C(authority),
-      C(expired), C(expiring), C(names), C(usages) for a new pair; C(access) or C(leftovers) without one."
+      C(expired), C(expiring), C(names), C(usages), C(given) for a new pair; C(access) or C(leftovers) without one."
   returned: success
   type: str
   sample: "expiring: at 2027-11-24T12:00:00Z, and to be renewed from 2027-10-25T12:00:00Z"
@@ -220,7 +350,9 @@ renewed:
   returned: success
   type: bool
 authority_certificate:
-  description: The authority's certificate or certificates in PEM; empty in check mode when there is no authority yet.
+  description:
+    - The certificates in PEM that the pair is compared with, the authority's or O(trust). Empty in check mode when
+      there is no authority yet.
   returned: success
   type: str
 backend:
@@ -235,6 +367,7 @@ import pwd
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _x509
+from ansible_collections.edgesec.nanomq.plugins.module_utils._chains import GIVEN
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
     CryptoError,
     choose_backend,
@@ -257,10 +390,12 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._pairs import (
 EXCHANGE = {
     "type": "dict",
     "options": {
-        "step": {"type": "str", "choices": ["inspect", "install", "discard"], "required": True},
+        "step": {"type": "str", "choices": ["inspect", "install", "take", "discard"], "required": True},
         "authority": {"type": "str", "default": ""},
         "pending": {"type": "str", "default": ""},
         "certificate": {"type": "str", "default": ""},
+        "given": {"type": "str", "default": ""},
+        "key": {"type": "str", "no_log": True, "default": ""},
     },
 }
 
@@ -289,6 +424,7 @@ def open_store(module: AnsibleModule) -> PairStore:
     """Return the store that the options describe. Raises what its parts raise."""
     options = module.params
     authority = options["exchange"]["authority"].encode("ascii")
+    given = options["exchange"]["given"].encode("ascii")
     return PairStore(
         directory=os.path.join(options["path"].rstrip("/"), options["name"]),
         wanted=wanted_pair(options),
@@ -296,6 +432,8 @@ def open_store(module: AnsibleModule) -> PairStore:
         authority=load_certificates(authority, "the authority") if authority else [],
         backend=choose_backend(options["backend"]),
         keep=options["keep"],
+        source=options["source"],
+        given=load_certificates(given, "the given certificate") if given else [],
     )
 
 
@@ -317,7 +455,7 @@ def inspect(module: AnsibleModule, store: PairStore) -> dict:
     pair, reason = store.inspect()
     if reason:
         result = {"changed": True, "renewed": True, "reason": reason, **describe(store, pair)}
-        if not module.check_mode:
+        if not module.check_mode and module.params["source"] != GIVEN:
             result["pending"], request = store.begin()
             result["request"] = request.decode("ascii")
         return result
@@ -331,6 +469,15 @@ def inspect(module: AnsibleModule, store: PairStore) -> dict:
     return {"changed": bool(reason), "renewed": False, "reason": reason, **describe(store, pair)}
 
 
+def look_at_given(module: AnsibleModule, store: PairStore) -> dict:
+    """Check the pair that the user keeps on the host, and change nothing."""
+    certificate_path, key_path = module.params["given_certificate_path"], module.params["given_key_path"]
+    pair = store.look_at(certificate_path, key_path)
+    result = {"changed": False, "renewed": False, "reason": "", **describe(store, pair)}
+    paths = {"certificate_path": os.path.realpath(certificate_path), "key_path": os.path.realpath(key_path)}
+    return {**result, **paths, "current": pair.directory}
+
+
 def run(module: AnsibleModule) -> dict:
     """Do the step asked for."""
     store = open_store(module)
@@ -338,8 +485,13 @@ def run(module: AnsibleModule) -> dict:
     if exchange["step"] != "discard":
         store.check()
     with store.lock():
-        if exchange["step"] == "inspect":
+        if module.params["given_certificate_path"]:
+            result = look_at_given(module, store)
+        elif exchange["step"] == "inspect":
             result = inspect(module, store)
+        elif exchange["step"] == "take":
+            pair = store.take(exchange["key"].encode("ascii"), exchange["given"].encode("ascii"))
+            result = {"changed": True, "renewed": True, **describe(store, pair)}
         elif exchange["step"] == "install":
             pair = store.install(exchange["pending"], exchange["certificate"].encode("ascii"))
             result = {"changed": True, "renewed": True, **describe(store, pair)}

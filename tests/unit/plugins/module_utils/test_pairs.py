@@ -592,3 +592,99 @@ class TestWishes:
     def test_a_share_is_one_of_valid_for(self):
         wanted = _pairs.wanted_pair({**OPTIONS, "valid_for": "100h", "renew_before": "33%"})
         assert wanted.margin == 33 * 3600
+
+
+class TestGiven:
+    """A pair that the user gives takes the place of the one in force in the same way."""
+
+    @pytest.fixture
+    def give(self, tmp_path, authority, backend):
+        """give(store options) -> (store, key, certificate) of another pair each time."""
+
+        def make(root=None, **options):
+            wanted = _pairs.wanted_pair({**OPTIONS, **options})
+            key = backend.generate_key("ec-p256")
+            names = list(wanted.names)
+            pem = sign(authority, _crypto.make_request(backend, key, None, wanted.common_name, names))
+            access = _pairs.Access(os.geteuid(), os.getegid(), 0o640)
+            given = x509.load_certificates(pem)
+            directory = str((root or tmp_path / "pki") / "server")
+            anchors = list(authority.certificates)
+            store = _pairs.PairStore(directory, wanted, access, anchors, backend, 1, source="given", given=given)
+            return store, key, pem
+
+        return make
+
+    def test_cut_at_every_step(self, tmp_path, give, monkeypatch):
+        """By kill -9: the old pair is in force, or the new one, whole; and the next run ends right."""
+        first = give()
+        old = first[0].take(*first[1:]).directory
+        shutil.copytree(tmp_path / "pki", tmp_path / "start", symlinks=True)
+        second, key, pem = give()
+        outcomes = []
+        for limit in range(500):
+            shutil.rmtree(tmp_path / "pki")
+            shutil.copytree(tmp_path / "start", tmp_path / "pki", symlinks=True)
+            died = run_cut(monkeypatch, limit, lambda: second.take(key, pem))
+            outcomes.append(os.path.realpath(second.current) == old)
+            in_force(first[0] if outcomes[-1] else second)
+            second.take(key, pem)
+            in_force(second)
+            assert content(os.path.realpath(second.current))["key.pem"] == key
+            if not died:
+                break
+        assert not died
+        assert limit > 20
+        assert outcomes == sorted(outcomes, reverse=True)
+
+    def test_a_full_disk_at_every_step(self, give, monkeypatch):
+        """The old pair is in force, or the new one, whole; what is left over goes with the next run."""
+        first, old_key, old_pem = give()
+        old = first.take(old_key, old_pem).directory
+        taken = 0
+        for limit in range(500):
+            second, key, pem = give()
+            count = 0
+
+            def fail(name, _arguments, limit=limit):
+                nonlocal count
+                count += 1
+                if count - 1 == limit and name not in ("unlink", "rmdir"):
+                    raise OSError(errno.ENOSPC, "No space left on device")
+
+            with contextlib.suppress(OSError, FileProblem, CryptoError), interposed(monkeypatch, fail):
+                second.take(key, pem)
+            new = os.path.realpath(second.current) != old
+            in_force(second if new else first)
+            assert [name for name in os.listdir(second.directory) if name.startswith(".new")] == []
+            taken += new
+            first.take(old_key, old_pem)
+            assert [name for name in os.listdir(second.directory) if name.startswith(".")] == []
+            if count <= limit:
+                break
+        assert new
+        assert 0 < taken < limit
+        assert limit > 15
+
+    def test_the_key_is_never_open_to_others(self, give, monkeypatch):
+        """Nor is it ever in a place where others can enter."""
+        store, key, pem = give()
+        seen = []
+
+        def look(_name, _arguments):
+            for path in Path(store.directory).glob("*/key.pem"):
+                seen.append(stat.S_IMODE(path.stat().st_mode) & 0o027)
+
+        with interposed(monkeypatch, look):
+            store.take(key, pem)
+        assert seen
+        assert set(seen) == {0}
+
+    def test_a_key_of_another(self, give):
+        store, key, pem = give()
+        store.take(key, pem)
+        other, _key, other_pem = give()
+        with pytest.raises(CryptoError, match="mismatch"):
+            other.take(key, other_pem)
+        in_force(store)
+        assert [name for name in os.listdir(store.directory) if name.startswith(".")] == []

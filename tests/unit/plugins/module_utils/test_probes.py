@@ -328,6 +328,18 @@ def test_a_broker_that_keeps_its_promises_passes(authority, mtls):
         assert ask_mqtt(authority, pair, port, mtls=mtls) == []
 
 
+def test_a_certificate_from_elsewhere_needs_another_for_clients(authority, tmp_path):
+    """The broker's own is of one CA, which its probe verifies; the clients' are of another."""
+    elsewhere = Authority(tmp_path, "elsewhere")
+    pair, client = elsewhere.pair(), authority.pair("client")
+    with serving(broker(declared), server_context(pair, client_ca=authority.path)) as port:
+        options = {"port": port, "certificate": pair[0], "key": pair[1], "mtls": True, "credentials": CREDENTIALS}
+        shown = {"client_certificate": client[0], "client_key": client[1]}
+        assert probes.probe_mqtt(ca=elsewhere.path, **shown, **options) == []
+        assert any("sensor is not let in" in text for text in probes.probe_mqtt(ca=elsewhere.path, **options))
+        assert "no handshake" in probes.probe_mqtt(ca=authority.path, **shown, **options)[0]
+
+
 @pytest.mark.parametrize(
     ("lets_in", "said"),
     [
