@@ -9,6 +9,7 @@ import os
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority
+from ansible_collections.edgesec.nanomq.plugins.module_utils._authority import show
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import CryptoError, encode_passphrase
 from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
 from ansible_collections.edgesec.nanomq.plugins.module_utils._pairs import OPTIONS, Wanted, parse_mode, wanted_pair
@@ -42,10 +43,10 @@ class ActionModule(ActionBase):
         arguments = {name: value for name, value in options.items() if name not in OURS and value is not None}
         # The module's own check of its options asks for a path; the real one is none of the host's business.
         arguments["authority_path"] = "-"
-        pem = authority.pem if authority else ""
+        pem, sent = (authority.pem, show(authority.chain)) if authority else ("", "")
 
         def step(name: str, **exchange: str) -> dict:
-            exchange.update(step=name, authority=pem)
+            exchange.update(step=name, authority=pem, chain=sent)
             return self._execute_module(
                 module_name=MODULE, module_args={**arguments, "exchange": exchange}, task_vars=task_vars
             )
@@ -54,7 +55,7 @@ class ActionModule(ActionBase):
         if not result.get("failed") and "request" in result:
             passphrase = options["authority_passphrase"]
             result = _renew(step, result, wanted, authority, passphrase)
-        return {**result, "authority_certificate": pem}
+        return {**result, "authority_certificate": authority.trusted if authority else ""}
 
     def _authority(self, options: dict) -> _authority.Authority | None:
         path = os.path.expanduser(options["authority_path"])
@@ -73,7 +74,7 @@ def _renew(step, begun: dict, wanted: Wanted, authority: _authority.Authority, p
     except (ValueError, CryptoError, FileProblem, OSError) as error:
         step("discard", pending=begun["pending"])
         raise AnsibleActionFail(str(error)) from error
-    chain = b"".join(part.pem() for part in [certificate, *authority.intermediates]).decode("ascii")
+    chain = show((certificate, *authority.chain))
     result = {"reason": begun["reason"], **step("install", pending=begun["pending"], certificate=chain)}
     if result.get("failed"):
         step("discard", pending=begun["pending"])

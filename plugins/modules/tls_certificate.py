@@ -220,7 +220,9 @@ renewed:
   returned: success
   type: bool
 authority_certificate:
-  description: The authority's certificate or certificates in PEM; empty in check mode when there is no authority yet.
+  description:
+    - What those who meet the certificate are to trust, in PEM. During a roll-over that is both authorities.
+    - Empty in check mode when there is no authority yet.
   returned: success
   type: str
 backend:
@@ -259,6 +261,7 @@ EXCHANGE = {
     "options": {
         "step": {"type": "str", "choices": ["inspect", "install", "discard"], "required": True},
         "authority": {"type": "str", "default": ""},
+        "chain": {"type": "str", "default": ""},
         "pending": {"type": "str", "default": ""},
         "certificate": {"type": "str", "default": ""},
     },
@@ -288,12 +291,13 @@ def find_access(module: AnsibleModule) -> Access:
 def open_store(module: AnsibleModule) -> PairStore:
     """Return the store that the options describe. Raises what its parts raise."""
     options = module.params
-    authority = options["exchange"]["authority"].encode("ascii")
+    authority, chain = (options["exchange"][name].encode("ascii") for name in ("authority", "chain"))
     return PairStore(
         directory=os.path.join(options["path"].rstrip("/"), options["name"]),
         wanted=wanted_pair(options),
         access=find_access(module),
         authority=load_certificates(authority, "the authority") if authority else [],
+        chain=load_certificates(chain, "the authority's chain") if chain else [],
         backend=choose_backend(options["backend"]),
         keep=options["keep"],
     )

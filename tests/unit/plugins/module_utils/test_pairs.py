@@ -67,7 +67,7 @@ def open_store(tmp_path, authority, backend):
         access = _pairs.Access(os.geteuid(), os.getegid(), 0o640)
         directory = str((root or tmp_path / "pki") / "server")
         keep = options.get("keep", 2)
-        return _pairs.PairStore(directory, wanted, access, list(authority.certificates), backend, keep)
+        return _pairs.PairStore(directory, wanted, access, list(authority.certificates), list(authority.chain), backend, keep)
 
     return make
 
