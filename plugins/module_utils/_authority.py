@@ -225,11 +225,11 @@ def create(
     Raises FileProblem, CryptoError and OSError with no authority made.
     """
     vault = Vault(path)
+    pem = _read_key(path, KEY) if has_key(path) else _generate(key_type, passphrase)
+    certificates = _certify_new(pem, passphrase, common_name, valid_for, root, path_length)
     with vault.lock():
-        if vault.has(CERTIFICATE):
+        if vault.has(CERTIFICATE) or (vault.has(KEY) and _read_key(path, KEY) != pem):
             raise FileProblem(f"another run has made an authority in {path} meanwhile: run again")
-        pem = _read_key(path, KEY) if has_key(path) else _generate(key_type, passphrase)
-        certificates = _certify_new(pem, passphrase, common_name, valid_for, root, path_length)
         vault.change({KEY: (pem, SECRET), CERTIFICATE: (_encoded(certificates), PUBLIC)})
     return Authority(path, certificates)
 
@@ -253,6 +253,16 @@ def open_root(path: str, passphrase: bytes | None) -> Root:
     return Root(authority.certificates, open_key(authority, passphrase))
 
 
+def check_name(name, root: Root) -> None:
+    """Raise CryptoError when an authority (its common name or the library's Name) has the name of that root."""
+    above = root.certificates[0]
+    if _name(name) == _library(above).subject:
+        raise CryptoError(
+            f"an authority cannot have the name of the root above it, {above.common_name!r}: make a root of another"
+            " common_name, or a new authority of another one"
+        )
+
+
 def check_same_root(authority: Authority, root: Root, path: str) -> None:
     """Raise CryptoError unless ``root`` (found in ``path``) is the authority above ours."""
     if not is_signed_by(choose_backend("cryptography"), authority.issuer, root.certificates[0]):
@@ -274,7 +284,7 @@ def renew(
         if not new_key:
             open_key(authority, passphrase)
         pem = _generate(key_type, passphrase) if new_key else _read_key(authority.path, KEY)
-        certificates = _certify_new(pem, passphrase, _name_to_keep(authority), valid_for, root, 0)
+        certificates = _certify_new(pem, passphrase, name_to_keep(authority), valid_for, root, 0)
         earlier = [one for one in (authority.issuer, *authority.earlier) if _holds(one)]
         files = {KEY: (pem, SECRET), CERTIFICATE: (_encoded(certificates), PUBLIC)}
         if earlier:
@@ -286,7 +296,7 @@ def introduce(authority: Authority, passphrase: bytes | None, key_type: str, val
     """Make a successor, below ``root`` if there is one."""
     with _locked(authority) as vault:
         pem = _generate(key_type, passphrase)
-        certificates = _certify_new(pem, passphrase, _name_to_keep(authority), valid_for, root, 0)
+        certificates = _certify_new(pem, passphrase, name_to_keep(authority), valid_for, root, 0)
         vault.change({NEXT_KEY: (pem, SECRET), NEXT: (_encoded(certificates), PUBLIC)})
 
 
@@ -376,7 +386,7 @@ def _locked(authority: Authority):
         yield vault
 
 
-def _name_to_keep(authority: Authority):
+def name_to_keep(authority: Authority):
     """Return the library's Name of an authority, for another one of that name. Raises CryptoError.
 
     Verifiers tell the two apart by their key identifiers, so there must be one.
@@ -402,6 +412,13 @@ def _kept(authority: Authority) -> list[x509.Certificate]:
     ]
 
 
+def _name(name):
+    """Return the library's Name for a common name; a Name as it is."""
+    if not isinstance(name, str):
+        return name
+    return library.Name([library.NameAttribute(library.ObjectIdentifier(x509.COMMON_NAME), name)])
+
+
 def _holds(certificate: x509.Certificate) -> bool:
     """Say whether a certificate has not ended."""
     return now() <= certificate.not_after
@@ -424,18 +441,13 @@ def _certify_new(
 ) -> tuple[x509.Certificate, ...]:
     """Return the certificate of a new authority, and those above it. ``name``: a common name or the library's Name."""
     key = load_private_key(pem, passphrase)
-    if isinstance(name, str):
-        name = library.Name([library.NameAttribute(library.ObjectIdentifier(x509.COMMON_NAME), name)])
+    name = _name(name)
     begin = now()
     since, until = begin - BACKDATE, begin + datetime.timedelta(seconds=valid_for)
     if root is None:
         return (_certify(name, key.public_key(), None, key, since, until, path_length=path_length),)
+    check_name(name, root)
     above = root.certificates[0]
-    if name == _library(above).subject:
-        raise CryptoError(
-            f"an authority cannot have the name of the root above it, {above.common_name!r}: give it another"
-            " common_name"
-        )
     since, until = max(since, above.not_before), min(until, above.not_after)
     made = _certify(name, key.public_key(), _library(above), root.key, since, until, path_length=path_length)
     return (made, *root.certificates)

@@ -296,10 +296,12 @@ class Run:
             return getattr(self, f"_{self.step}")(authority)
         return Change() if authority.rollover else self._renewal(authority)
 
-    def _root(self) -> _authority.Root | None:
+    def _root(self, name) -> _authority.Root | None:
+        """Return the root that is to sign an authority of that name, or None if it is to sign itself."""
         if not self.root_path:
             return None
         root = _authority.open_root(self.root_path, encode_passphrase(self.module.params["issuer_passphrase"]))
+        _authority.check_name(name, root)
         self._check_lifetime(root)
         return root
 
@@ -318,7 +320,7 @@ class Run:
             raise CryptoError(f"there is no authority in {self.path} yet, so there is nothing to roll over")
         if _authority.has_key(self.path):
             _authority.load_key(self.path, self.passphrase)
-        root = self._root()
+        root = self._root(self.common_name)
         arguments = (self.path, self.common_name, self.key_type, self.valid_for, self.passphrase)
         length = self.module.params["path_length"]
         return Change(
@@ -337,7 +339,7 @@ class Run:
             return Change()
         root = None
         if authority.is_intermediate:
-            root = self._root()
+            root = self._root(_authority.name_to_keep(authority))
             _authority.check_same_root(authority, root, self.root_path)
         self._need_key(authority)
         return Change(
@@ -360,7 +362,7 @@ class Run:
                 f" introduced ({command('retire', self.path)})"
             )
         self._need_key(authority)
-        root = self._root()
+        root = self._root(_authority.name_to_keep(authority))
         if root is not None and root.certificates[-1].public_key == authority.certificates[-1].public_key:
             raise CryptoError(
                 f"the authority in {self.path} is below the root in {self.root_path} already: it is renewed by"
