@@ -73,8 +73,8 @@ def play(
 ) -> Play:
     """Run a playbook on the scenario's hosts, as an operator would, and count what it costs.
 
-    `interpreter` is the Python of the hosts, but not of the controller. `killed_when` is asked all the time, and once it
-    is true, the run and all it has started on the controller are killed.
+    `interpreter` is the Python of the hosts, but not of the controller. `killed_when` is asked all the time, and once
+    it is true, the run and all it has started on the controller are killed.
     """
     counts = pathlib.Path(INVENTORY).parent / f"runs-{time.monotonic_ns()}.jsonl"
     command = ["ansible-playbook", "-i", str(SHARED / "inventory/hosts.yml"), "-i", INVENTORY, playbook, *arguments]

@@ -62,8 +62,8 @@ def clients(outsider, tmp_path_factory):
             (scratch / "ca.srl").unlink(missing_ok=True)
             key = f"-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key"
             openssl(scratch, f"req -new {key} -out {name}.csr -subj /CN={name}")
-            passphrase = HOSTS["nanomq_pki_authority_passphrase"]
-            ca = f"-CA {pki()}/ca/ca.pem -CAkey {pki()}/ca/ca.key -passin pass:{passphrase} -CAcreateserial -CAserial ca.srl"
+            ca = f"-CA {pki()}/ca/ca.pem -CAkey {pki()}/ca/ca.key -CAcreateserial -CAserial ca.srl"
+            ca += f" -passin pass:{HOSTS['nanomq_pki_authority_passphrase']}"
             openssl(scratch, f"x509 -req -in {name}.csr {ca} -extfile extensions -days 2 -out {name}-alone.pem")
             shutil.copy(scratch / f"{name}.key", scratch / f"{name}-alone.key")
             chain = (scratch / f"{name}-alone.pem").read_text() + certificates("ca.pem")[0]
@@ -157,7 +157,6 @@ def test_the_intermediate_is_renewed_in_its_window_once(brokers, clients):
     counts = [starts(broker) for broker in brokers]
     run = harden(**window, **root("first"))
     assert run.status == 0, run.output
-    assert "expiring: at" in run.output or run.recap(brokers[0].name)["changed"] >= 2
     assert [starts(broker) - count for broker, count in zip(brokers, counts, strict=True)] == [1, 1]
     after = snapshot(pki() / "ca")
     assert_unchanged(harden(**window, **root("first")), brokers)
