@@ -9,7 +9,6 @@ import os
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority
-from ansible_collections.edgesec.nanomq.plugins.module_utils._authority import show
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import CryptoError, encode_passphrase
 from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
 from ansible_collections.edgesec.nanomq.plugins.module_utils._pairs import OPTIONS, Wanted, parse_mode, wanted_pair
@@ -43,7 +42,7 @@ class ActionModule(ActionBase):
         arguments = {name: value for name, value in options.items() if name not in OURS and value is not None}
         # The module's own check of its options asks for a path; the real one is none of the host's business.
         arguments["authority_path"] = "-"
-        pem, sent = (authority.pem, show(authority.chain)) if authority else ("", "")
+        pem, sent = (authority.pem, _authority.show(authority.chain)) if authority else ("", "")
 
         def step(name: str, **exchange: str) -> dict:
             exchange.update(step=name, authority=pem, chain=sent)
@@ -74,7 +73,7 @@ def _renew(step, begun: dict, wanted: Wanted, authority: _authority.Authority, p
     except (ValueError, CryptoError, FileProblem, OSError) as error:
         step("discard", pending=begun["pending"])
         raise AnsibleActionFail(str(error)) from error
-    chain = show((certificate, *authority.chain))
+    chain = _authority.show((certificate, *authority.chain))
     result = {"reason": begun["reason"], **step("install", pending=begun["pending"], certificate=chain)}
     if result.get("failed"):
         step("discard", pending=begun["pending"])
@@ -92,7 +91,8 @@ def _check_end(wanted: Wanted, authority: _authority.Authority) -> str:
     end = show_time(authority.issuer.not_after)
     if remaining <= wanted.margin:
         raise CryptoError(
-            f"the authority in {authority.path} expires at {end}, within renew_before: give the fleet a new one first"
+            f"the authority in {authority.path} expires at {end}, within renew_before of the certificate: renew or"
+            f" replace it first, which begins with {_authority.remedy(authority, authority.issuer)}"
         )
     if remaining >= wanted.valid_for:
         return ""

@@ -141,6 +141,20 @@ def show(certificates: typing.Iterable[x509.Certificate]) -> str:
     return "".join(certificate.pem().decode("ascii") for certificate in certificates)
 
 
+def command(step: str, path: str) -> str:
+    """Return the command line that makes a step of a roll-over of the authority in ``path``, for messages."""
+    # The role nanomq_pki has two authorities, each with a variable of its own.
+    name = "operators" if os.path.basename(path) == "operators" else "authority"
+    return f"ansible-playbook edgesec.nanomq.harden -e nanomq_pki_{name}_rollover={step}"
+
+
+def remedy(authority: Authority, ending: x509.Certificate) -> str:
+    """Return the command line that begins to replace one of its certificates, which is near its end."""
+    if ending is authority.issuer and authority.is_intermediate:
+        return "ansible-playbook edgesec.nanomq.harden -e nanomq_pki_root_path=DIRECTORY (of its root, mounted there)"
+    return command("introduce", authority.path)
+
+
 def now() -> datetime.datetime:
     """Return the present moment, UTC, in whole seconds."""
     return datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)

@@ -223,9 +223,6 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._vault import Vault
 #: An authority this near to its end is worth a warning in each run: replacing it takes planning.
 NEAR_END = datetime.timedelta(days=90)
 
-#: The command of a step, for messages. The options of the two authorities of the role have different names.
-COMMAND = "ansible-playbook edgesec.nanomq.harden -e nanomq_pki_{}_rollover={}"
-
 
 @dataclasses.dataclass(frozen=True)
 class Change:
@@ -233,11 +230,6 @@ class Change:
 
     reason: str = ""
     make: typing.Callable[[], object] = lambda: None
-
-
-def command(step: str, path: str) -> str:
-    """Return the command line that makes a step of a roll-over."""
-    return COMMAND.format("operators" if path.endswith("/operators") else "authority", step)
 
 
 def describe(authority: _authority.Authority | None, path: str) -> dict:
@@ -312,7 +304,7 @@ class Run:
         if self.renew_before and remaining <= parse_margin(self.renew_before, min(self.valid_for, max(remaining, 1))):
             raise CryptoError(
                 f"the root in {self.root_path} ends at {_x509.show_time(end)}, within renew_before: make another root,"
-                f" and roll over to it ({command('introduce', self.path)})"
+                f" and roll over to it ({_authority.command('introduce', self.path)})"
             )
 
     def _creation(self) -> Change:
@@ -359,7 +351,7 @@ class Run:
         if authority.rollover == "switched":
             raise CryptoError(
                 f"the successor in {self.path} signs already: retire the previous authority before another one is"
-                f" introduced ({command('retire', self.path)})"
+                f" introduced ({_authority.command('retire', self.path)})"
             )
         self._need_key(authority)
         root = self._root(_authority.name_to_keep(authority))
@@ -379,7 +371,7 @@ class Run:
         if not authority.rollover:
             raise CryptoError(
                 f"there is no successor in {self.path} to switch to: introduce one, and give every host and client the"
-                f" trust in it ({command('introduce', self.path)})"
+                f" trust in it ({_authority.command('introduce', self.path)})"
             )
         self._need_key(authority)
         _authority.open_successor(authority, self.passphrase)
@@ -389,21 +381,22 @@ class Run:
         if authority.rollover == "introduced":
             raise CryptoError(
                 f"the successor in {self.path} does not sign yet: switch to it, and let every host and client get a"
-                f" certificate of it, before the previous authority is retired ({command('switch', self.path)})"
+                " certificate of it, before the previous authority is retired"
+                f" ({_authority.command('switch', self.path)})"
             )
         if not authority.rollover:
             if _authority.was_rolled_over(self.path):
                 return Change()
             raise CryptoError(
                 f"there is no roll-over under way in {self.path}: nothing is to be retired. It begins with"
-                f" {command('introduce', self.path)}"
+                f" {_authority.command('introduce', self.path)}"
             )
         left = _authority.unrenewed(authority)
         if left and not self.module.params["retire_unrenewed"]:
             raise CryptoError(
                 f"these still have a valid certificate of the previous authority, and none of the successor:"
-                f" {', '.join(left)}. Run the playbook on them ({command('switch', self.path)}), revoke what is theirs,"
-                " or give them up (retire_unrenewed, nanomq_pki_retire_unrenewed)"
+                f" {', '.join(left)}. Run the playbook on them ({_authority.command('switch', self.path)}), or give them"
+                " up (retire_unrenewed, nanomq_pki_retire_unrenewed)"
             )
         archive = self.module.params["retired_key"] == "archive"
         return Change(
@@ -421,23 +414,20 @@ class Run:
         if self.root_path and not authority.is_intermediate and authority.rollover != "introduced":
             self.module.warn(
                 f"the authority in {self.path} signed itself, and is not below the root in {self.root_path}; to put one"
-                f" there in its place: {command('introduce', self.path)}"
+                f" there in its place: {_authority.command('introduce', self.path)}"
             )
         if authority.rollover:
             following = "switch" if authority.rollover == "introduced" else "retire"
             self.module.warn(
                 f"a roll-over of the authority in {self.path} is under way ({authority.rollover}): when every host and"
-                f" client has had a run since, go on with {command(following, self.path)}"
+                f" client has had a run since, go on with {_authority.command(following, self.path)}"
             )
             return
         above = min(authority.certificates, key=lambda certificate: certificate.not_after)
         if above.not_after - _authority.now() < NEAR_END:
-            remedy = command("introduce", self.path)
-            if above is authority.issuer and authority.is_intermediate:
-                remedy = "ansible-playbook edgesec.nanomq.harden -e nanomq_pki_root_path=DIRECTORY, the root's"
             self.module.warn(
                 f"the authority {above.common_name!r} in {self.path} expires at {_x509.show_time(above.not_after)}:"
-                f" plan its successor, which begins with {remedy}"
+                f" plan its successor, which begins with {_authority.remedy(authority, above)}"
             )
 
 
