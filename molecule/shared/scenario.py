@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import time
 
@@ -61,11 +63,18 @@ class Play:
 
 
 def play(
-    playbook: str, *arguments: str, hosts: str = "", interpreter: str = "", timeout: int = 300, **variables
+    playbook: str,
+    *arguments: str,
+    hosts: str = "",
+    interpreter: str = "",
+    timeout: int = 300,
+    killed_when=None,
+    **variables,
 ) -> Play:
     """Run a playbook on the scenario's hosts, as an operator would, and count what it costs.
 
-    `interpreter` is the Python of the hosts, but not of the controller.
+    `interpreter` is the Python of the hosts, but not of the controller. `killed_when` is asked all the time, and once
+    it is true, the run and all it has started on the controller are killed.
     """
     counts = pathlib.Path(INVENTORY).parent / f"runs-{time.monotonic_ns()}.jsonl"
     command = ["ansible-playbook", "-i", str(SHARED / "inventory/hosts.yml"), "-i", INVENTORY, playbook, *arguments]
@@ -78,7 +87,7 @@ def play(
         command += ["-i", str(extra)]
     if variables:
         command += ["--extra-vars", json.dumps(variables)]
-    done = subprocess.run(
+    process = subprocess.Popen(
         command,
         env=os.environ
         | {
@@ -95,12 +104,34 @@ def play(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout,
-        check=False,
         cwd=pathlib.Path(INVENTORY).parent,
     )
+    if killed_when is not None:
+        _kill(process, killed_when, timeout)
+    try:
+        output, _nothing = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     costs = [json.loads(line) for line in counts.read_text().splitlines()] if counts.exists() else []
-    return Play(done.returncode, done.stdout, costs)
+    return Play(process.returncode, output, costs)
+
+
+def _kill(process: subprocess.Popen, when, timeout: int) -> None:
+    """Kill a process and its descendants, which may be in sessions of their own, once something has come true."""
+    until = time.monotonic() + timeout
+    while not when() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    parents = {}
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    family = [process.pid]
+    for member in family:
+        family += [pid for pid, parent in parents.items() if parent == member]
+    for member in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
 
 
 def harden(*arguments: str, **options) -> Play:

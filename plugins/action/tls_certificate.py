@@ -56,7 +56,7 @@ class ActionModule(ActionBase):
         }
 
         def step(name: str, **exchange: str) -> dict:
-            exchange.update(step=name, authority=source.trust, given=source.given)
+            exchange.update(step=name, authority=source.compared, chain=source.sent, given=source.given)
             return self._execute_module(
                 module_name=MODULE, module_args={**arguments, "exchange": exchange}, task_vars=task_vars
             )

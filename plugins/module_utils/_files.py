@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import stat
+import time
 
 #: Keys and certificates are small. A bigger file is not one of ours, and must not fill the memory of a device.
 SIZE_LIMIT = 256 * 1024
@@ -160,10 +162,12 @@ def check_vault(path: str) -> bool:
     """Check a directory of secrets on the controller, and say whether it exists.
 
     It must be a real directory of the running user (or root) that group and others cannot enter. Directories above it
-    are the operator's own business: a home directory is often writable by its group. Raises FileProblem.
+    are the operator's own business: a home directory is often writable by its group. A link among them must be theirs.
+    Raises FileProblem.
     """
     if not os.path.isabs(path):
         raise FileProblem(f"{path} must be an absolute path")
+    _check_links(os.path.dirname(path))
     try:
         found = os.lstat(path)
     except FileNotFoundError:
@@ -177,6 +181,19 @@ def check_vault(path: str) -> bool:
             " close it with chmod 0700"
         )
     return True
+
+
+def _check_links(path: str) -> None:
+    """Raise FileProblem when a component of ``path`` is a symbolic link that somebody else can point elsewhere."""
+    while path not in ("/", ""):
+        with contextlib.suppress(OSError):
+            found = os.lstat(path)
+            if stat.S_ISLNK(found.st_mode) and found.st_uid not in _trusted_users():
+                raise FileProblem(
+                    f"{path} is a symbolic link of user id {found.st_uid}, who can point it elsewhere: name the real"
+                    " directory"
+                )
+        path = os.path.dirname(path)
 
 
 def make_directories(path: str, *, mode: int, parent_mode: int = 0o755) -> bool:
@@ -193,6 +210,19 @@ def make_directories(path: str, *, mode: int, parent_mode: int = 0o755) -> bool:
     os.chmod(path, mode)
     fsync_dir(parent)
     return True
+
+
+def wait_for_lock(descriptor: int, directory: str, patience: float) -> None:
+    """Lock an open directory against other runs. Raises FileProblem after ``patience`` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise FileProblem(f"another run has been working on {directory} for {patience} s") from None
+            time.sleep(0.2)
 
 
 def _trusted_users() -> set[int]:

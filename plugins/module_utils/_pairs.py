@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import os
 import re
 import secrets
@@ -47,6 +46,7 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._files import (
     link_atomic,
     make_directories,
     read_regular,
+    wait_for_lock,
     write_atomic,
     write_new,
 )
@@ -212,7 +212,8 @@ def parse_mode(text: str) -> int:
 class PairStore:
     """The pairs of one name. ``authority`` is the issuing certificate and those above it, or empty in check mode.
 
-    With another source than the own authority these are the trust anchors. ``given`` is the chain that the user gives.
+    ``chain`` is what a certificate is followed by, for those who trust none of its issuer's own. With another source
+    than the own authority ``authority`` are the trust anchors, and ``given`` is the chain that the user gives.
     """
 
     def __init__(
@@ -221,6 +222,7 @@ class PairStore:
         wanted: Wanted,
         access: Access,
         authority: list[x509.Certificate],
+        chain: list[x509.Certificate],
         backend: Backend,
         keep: int,
         source: str = AUTHORITY,
@@ -232,6 +234,7 @@ class PairStore:
         self._wanted = wanted
         self._access = access
         self._authority = authority
+        self._chain = chain
         self._backend = backend
         self._keep = keep
         self._source = source
@@ -256,7 +259,7 @@ class PairStore:
             return
         descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _wait_for_lock(descriptor, self.directory)
+            wait_for_lock(descriptor, self.directory, PATIENCE)
             yield
         finally:
             os.close(descriptor)
@@ -501,8 +504,7 @@ class PairStore:
         issuer = self._authority[0]
         if not is_signed_by(self._backend, leaf, issuer):
             return f"authority: the certificate is not signed by the present authority {issuer.common_name!r}"
-        expected = [certificate for certificate in self._authority if certificate.issuer != certificate.subject]
-        if chain != expected:
+        if chain != self._chain:
             return "authority: the intermediate certificates are not the present ones"
         return ""
 
@@ -582,15 +584,3 @@ def _check_clock(certificate: x509.Certificate, what: str) -> None:
             f"the clock of this device is wrong: it says {x509.show_time(_now())}, and the {what} is valid only until"
             f" {x509.show_time(certificate.not_after)}. Set the time (chrony, systemd-timesyncd), then run again"
         )
-
-
-def _wait_for_lock(descriptor: int, directory: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise FileProblem(f"another run has been working on {directory} for {PATIENCE} s") from None
-            time.sleep(0.2)

@@ -351,8 +351,9 @@ renewed:
   type: bool
 authority_certificate:
   description:
-    - The certificates in PEM that the pair is compared with, the authority's or O(trust). Empty in check mode when
-      there is no authority yet.
+    - What those who meet the certificate are to trust, in PEM - the authority's, of both during a roll-over, or
+      O(trust).
+    - Empty in check mode when there is no authority yet.
   returned: success
   type: str
 backend:
@@ -392,6 +393,7 @@ EXCHANGE = {
     "options": {
         "step": {"type": "str", "choices": ["inspect", "install", "take", "discard"], "required": True},
         "authority": {"type": "str", "default": ""},
+        "chain": {"type": "str", "default": ""},
         "pending": {"type": "str", "default": ""},
         "certificate": {"type": "str", "default": ""},
         "given": {"type": "str", "default": ""},
@@ -423,13 +425,13 @@ def find_access(module: AnsibleModule) -> Access:
 def open_store(module: AnsibleModule) -> PairStore:
     """Return the store that the options describe. Raises what its parts raise."""
     options = module.params
-    authority = options["exchange"]["authority"].encode("ascii")
-    given = options["exchange"]["given"].encode("ascii")
+    authority, chain, given = (options["exchange"][name].encode("ascii") for name in ("authority", "chain", "given"))
     return PairStore(
         directory=os.path.join(options["path"].rstrip("/"), options["name"]),
         wanted=wanted_pair(options),
         access=find_access(module),
         authority=load_certificates(authority, "the authority") if authority else [],
+        chain=load_certificates(chain, "the authority's chain") if chain else [],
         backend=choose_backend(options["backend"]),
         keep=options["keep"],
         source=options["source"],

@@ -36,15 +36,20 @@ SLACK = 86400
 
 
 class Source:
-    """What all sources have in common. ``trust`` is what the host compares its pair with, in PEM."""
+    """What all sources have in common, as PEM.
 
-    #: PEM of the certificates that the user gives; only that source has any.
+    ``compared`` is what the host compares its pair with, ``trust`` what those who meet the pair are to trust.
+    """
+
+    #: What a certificate has to be followed by; only the own authority says so.
+    sent = ""
+    #: The certificates that the user gives; only that source has any.
     given = ""
 
     def __init__(self, options: dict, wanted: Wanted) -> None:
         self.options = options
         self.wanted = wanted
-        self.trust = ""
+        self.compared = self.trust = ""
 
     @property
     def request(self) -> _authority.Request:
@@ -71,13 +76,15 @@ class AuthoritySource(Source):
         self.authority = _authority.load(path.rstrip("/") or "/")
         if self.authority is None and not check_mode:
             raise FileProblem(f"there is no authority in {path}: make it first, with edgesec.nanomq.tls_authority")
-        self.trust = self.authority.pem if self.authority else ""
+        if self.authority:
+            self.compared, self.trust = self.authority.pem, self.authority.trusted
+            self.sent = _authority.show(self.authority.chain)
 
     def obtain(self, request: str) -> tuple[list[x509.Certificate], str]:
         warning = self._check_end()
         passphrase = encode_passphrase(self.options["authority_passphrase"])
         certificate = _authority.sign(self.authority, passphrase, request, self.request)
-        return [certificate, *self.authority.intermediates], warning
+        return [certificate, *self.authority.chain], warning
 
     def _check_end(self) -> str:
         """Return a warning when a new certificate will end early, with its authority; '' if it will not.
@@ -89,8 +96,8 @@ class AuthoritySource(Source):
         end = x509.show_time(authority.issuer.not_after)
         if remaining <= self.wanted.margin:
             raise CryptoError(
-                f"the authority in {authority.path} expires at {end}, within renew_before: give the fleet a new one"
-                " first"
+                f"the authority in {authority.path} expires at {end}, within renew_before of the certificate: renew or"
+                f" replace it first, which begins with {_authority.remedy(authority, authority.issuer)}"
             )
         if remaining >= self.wanted.valid_for:
             return ""
@@ -121,7 +128,7 @@ class Elsewhere(Source):
                     f"trust: the authority {anchor.common_name!r} is valid from {x509.show_time(anchor.not_before)} to"
                     f" {x509.show_time(anchor.not_after)}"
                 )
-        self.trust = "".join(anchor.pem().decode("ascii") for anchor in self.anchors)
+        self.compared = self.trust = _authority.show(self.anchors)
         self.backend = choose_backend("cryptography")
 
     def judge(self, answer: bytes, request: str) -> list[x509.Certificate]:

@@ -19,22 +19,8 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority, 
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _x509 as x509
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import CryptoError
 from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
+from cuts import interposed, run_cut
 
-#: Everything by which a file system is changed.
-STEPS = (
-    "chmod",
-    "fchmod",
-    "fchown",
-    "fsync",
-    "link",
-    "mkdir",
-    "open",
-    "rename",
-    "replace",
-    "rmdir",
-    "symlink",
-    "unlink",
-)
 OPTIONS = {
     "name": "server",
     "common_name": "broker",
@@ -67,7 +53,9 @@ def open_store(tmp_path, authority, backend):
         access = _pairs.Access(os.geteuid(), os.getegid(), 0o640)
         directory = str((root or tmp_path / "pki") / "server")
         keep = options.get("keep", 2)
-        return _pairs.PairStore(directory, wanted, access, list(authority.certificates), backend, keep)
+        return _pairs.PairStore(
+            directory, wanted, access, list(authority.certificates), list(authority.chain), backend, keep
+        )
 
     return make
 
@@ -103,45 +91,6 @@ def in_force(store):
     assert reason == ""
     assert sorted(content(pair.directory)) == ["cert.pem", "key.pem"]
     return pair.directory
-
-
-@contextlib.contextmanager
-def interposed(monkeypatch, before):
-    """Within, ``before(name, arguments)`` is called before each step on the file system."""
-    with monkeypatch.context() as patch:
-        for name in STEPS:
-            original = getattr(os, name)
-
-            def step(*arguments, name=name, original=original, **options):
-                before(name, arguments)
-                return original(*arguments, **options)
-
-            patch.setattr(os, name, step)
-        yield
-
-
-def run_cut(monkeypatch, limit, action):
-    """Run ``action`` in a child that dies, as by kill -9, before its step number ``limit``; say whether it died."""
-    child = os.fork()
-    if child == 0:
-        code = 3
-        try:
-            count = 0
-
-            def die(_name, _arguments):
-                nonlocal count
-                if count == limit:
-                    os._exit(9)
-                count += 1
-
-            with interposed(monkeypatch, die):
-                action()
-            code = 0
-        finally:
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9)
-    return code == 9
 
 
 class TestCut:
@@ -610,7 +559,7 @@ class TestGiven:
             given = x509.load_certificates(pem)
             directory = str((root or tmp_path / "pki") / "server")
             anchors = list(authority.certificates)
-            store = _pairs.PairStore(directory, wanted, access, anchors, backend, 1, source="given", given=given)
+            store = _pairs.PairStore(directory, wanted, access, anchors, [], backend, 1, source="given", given=given)
             return store, key, pem
 
         return make

@@ -73,10 +73,6 @@ class TestRefused:
         authority(passphrase="one")
         refuse("ca.key: it cannot be decrypted: the passphrase is wrong", passphrase="two")
 
-    def test_missing_passphrase(self, authority, refuse):
-        authority(passphrase="one")
-        refuse("no passphrase is given")
-
     def test_passphrase_that_protects_nothing(self, authority, refuse):
         authority()
         refuse("not encrypted, though a passphrase is given", passphrase="one")
@@ -212,8 +208,15 @@ class TestMade:
         first = authority(passphrase="secret")
         before = snapshot(path)
         second = authority(passphrase="secret")
-        assert second == {**first, "changed": False}
+        assert second == {**first, "changed": False, "reason": ""}
         assert snapshot(path) == before
+
+    def test_without_its_passphrase_a_key_stays_closed(self, authority, path):
+        """It takes one to sign; a run in which nothing is to be signed goes without."""
+        first = authority(passphrase="secret")
+        assert authority() == {**first, "changed": False, "reason": ""}
+        (path / "ca.key").chmod(0o640)
+        assert "open to group or others" in authority()["msg"]
 
     def test_other_options_make_no_other_authority(self, authority, path):
         first = authority()
@@ -278,5 +281,5 @@ class TestCheckMode:
     def test_it_is_there(self, authority, path):
         first = authority()
         before = snapshot(path)
-        assert authority(check=True) == {**first, "changed": False}
+        assert authority(check=True) == {**first, "changed": False, "reason": ""}
         assert snapshot(path) == before
