@@ -395,8 +395,8 @@ class Run:
         if left and not self.module.params["retire_unrenewed"]:
             raise CryptoError(
                 f"these still have a valid certificate of the previous authority, and none of the successor:"
-                f" {', '.join(left)}. Run the playbook on them ({_authority.command('switch', self.path)}), or give them"
-                " up (retire_unrenewed, nanomq_pki_retire_unrenewed)"
+                f" {', '.join(left)}. Run the playbook on them ({_authority.command('switch', self.path)}), or give"
+                " them up (retire_unrenewed, nanomq_pki_retire_unrenewed)"
             )
         archive = self.module.params["retired_key"] == "archive"
         return Change(

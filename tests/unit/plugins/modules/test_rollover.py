@@ -341,6 +341,22 @@ class TestRenewal:
         controller.authority(valid_for="60d")
         assert f"begins with {COMMAND}introduce" in controller.authority()["warnings"][-1]
 
+    def test_a_host_is_told_as_well(self, controller):
+        """Its certificate would be due at once, and again in every run."""
+        controller.authority(valid_for="20d")
+        refused = controller.host()
+        assert "within renew_before of the certificate" in refused["msg"]
+        assert f"begins with {COMMAND}introduce" in refused["msg"]
+        shutil.rmtree(controller.path)
+        controller.authority(valid_for="20d", **controller.root())
+        assert "-e nanomq_pki_root_path=DIRECTORY" in controller.host()["msg"]
+
+    def test_the_operators_have_a_command_of_their_own(self, controller):
+        path = str(controller.tmp_path / "operators")
+        controller.authority(path=path, valid_for="60d")
+        warning = controller.authority(path=path)["warnings"][-1]
+        assert warning.endswith("-e nanomq_pki_operators_rollover=introduce")
+
 
 #: The kinds of authorities between which a roll-over leads: whether the old one, and the new one, are below a root.
 KINDS = [(False, False), (False, True), (True, True)]
@@ -564,6 +580,20 @@ class TestRollover:
             if not (check and "move it away" in match):
                 assert match in result["msg"]
             assert snapshot(controller.path) == before
+
+    def test_a_certificate_made_by_other_means(self, controller, tmp_path):
+        """With authorityKeyIdentifier, as the documentation asks: openssl finds its issuer among two of one name."""
+        controller.authority()
+        (tmp_path / "extensions").write_text("basicConstraints=critical,CA:FALSE\nauthorityKeyIdentifier=keyid\n")
+        request = ["openssl", "req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", tmp_path / "key"]
+        subprocess.run([*request, "-subj", "/CN=x", "-out", tmp_path / "csr"], check=True, capture_output=True)
+        sign = ["openssl", "x509", "-req", "-in", tmp_path / "csr", "-CA", controller.path / "ca.pem", "-days", "2"]
+        sign += ["-CAkey", controller.path / "ca.key", "-set_serial", "77", "-extfile", tmp_path / "extensions"]
+        subprocess.run([*sign, "-out", tmp_path / "x.pem"], check=True, capture_output=True)
+        for step, taken in (("introduce", True), ("switch", True), ("retire", False)):
+            trusted = blocks(controller.step(step)["trusted"])
+            for anchors in (trusted, trusted[::-1]):
+                assert verifies(tmp_path, [(tmp_path / "x.pem").read_text()], anchors, "sslclient") is taken
 
     def test_to_the_same_root(self, controller):
         root = controller.root()
