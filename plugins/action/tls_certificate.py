@@ -11,7 +11,13 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import CryptoError, encode_passphrase
 from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
-from ansible_collections.edgesec.nanomq.plugins.module_utils._pairs import OPTIONS, Wanted, parse_mode, wanted_pair
+from ansible_collections.edgesec.nanomq.plugins.module_utils._pairs import (
+    OPTIONS,
+    Wanted,
+    check_moment,
+    parse_mode,
+    wanted_pair,
+)
 from ansible_collections.edgesec.nanomq.plugins.module_utils._x509 import show_time
 
 MODULE = "edgesec.nanomq.tls_certificate"
@@ -34,6 +40,7 @@ class ActionModule(ActionBase):
         _validated, options = self.validate_argument_spec(argument_spec=OPTIONS)
         try:
             wanted = wanted_pair(options)
+            check_moment(wanted, _authority.now())
             parse_mode(options["mode"])
             authority = self._authority(options)
         except (ValueError, CryptoError, FileProblem, OSError) as error:

@@ -13,7 +13,8 @@ description:
   - It is made once. An authority that is there is never replaced, whatever the options say, since every certificate
     of the fleet depends on it; where the options differ from it, the module warns.
   - Nothing is changed when what is there cannot be trusted or used, for instance when the passphrase is wrong, the key
-    and the certificate do not belong together, the authority has expired, or somebody else could read the key.
+    and the certificate do not belong together, the authority has expired, or somebody else could read the key; nor when
+    the clock is before a certificate that the authority gave out.
 requirements:
   - cryptography >= 3.1, which ansible-core brings to the controller
 options:
@@ -164,6 +165,7 @@ def run(module: AnsibleModule) -> dict:
     passphrase = encode_passphrase(options["passphrase"])
     authority = _authority.load(path)
     if authority is not None:
+        _authority.check_clock(path)
         _authority.open_key(authority, passphrase)
         result = describe(authority, path)
         warn_of_differences(module, result)
