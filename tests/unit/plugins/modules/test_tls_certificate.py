@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import grp
 import ipaddress
+import itertools
 import json
 import os
 import pwd
@@ -286,7 +287,7 @@ class TestRenewalAsked:
             assert (result["changed"], result["reason"].partition(":")[0]) == (True, "names")
             keys.append(Path(result["key_path"]).read_bytes())
             assert not both.task(subject_alt_names=names, renewal_key=choice)["changed"]
-        assert [old == new for old, new in zip(keys, keys[1:])] == [True, False, False]
+        assert [old == new for old, new in itertools.pairwise(keys)] == [True, False, False]
         assert both.task(subject_alt_names=["DNS:broker-3.example"])["serial"] != first["serial"]
 
     def test_once_by_date(self, both):
