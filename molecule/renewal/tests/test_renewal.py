@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import datetime
-import itertools
 import json
 import os
 import pathlib
@@ -208,8 +207,7 @@ def test_a_service_that_serves_what_the_file_was_is_found_and_started_anew(outsi
     before = {broker.name: in_force(broker) for broker in brokers}
     for broker in brokers:
         broker.check_output("bash -c %s", STALE.replace("{services}", services[broker.name]))
-        assert in_force(broker) not in served(outsider, broker).values()
-        assert "" not in served(outsider, broker).values()
+        assert {in_force(broker), ""}.isdisjoint(served(outsider, broker).values())
     repaired = renew()
     assert repaired.status == 0, repaired.output
     for name in before:
@@ -234,11 +232,9 @@ def test_what_a_renewal_costs_a_client_that_publishes(brokers, publishing):
     for name, reports in figures.items():
         gaps = [report["longest_gap"] for report in reports]
         repeated = [report["sent"] - report["acknowledged"] for report in reports]
-        print(
-            f"{name}, {len(reports)} renewals: longest gap median {statistics.median(gaps):.3f} s, most {max(gaps):.3f} "
-            f"s; numbers sent again median {statistics.median(repeated)}, most {max(repeated)}; connections "
-            f"{[report['connections'] for report in reports]}"
-        )
+        print(f"{name}: longest gap, median of {len(gaps)}: {statistics.median(gaps):.3f} s, most: {max(gaps):.3f} s")
+        print(f"{name}: numbers sent again, median: {statistics.median(repeated)}, most: {max(repeated)}")
+        print(f"{name}: connections: {[report['connections'] for report in reports]}")
 
 
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
@@ -343,7 +339,7 @@ CLOCK = "import time\nreal = time.time\ntime.time = lambda: real() + ({seconds})
 def state(brokers) -> list[tuple[str, str, str]]:
     """What must not change where a run is refused."""
     return [
-        (in_force(broker), scenario.conf_digest(broker), broker.check_output("ls -A /etc/nanomq/pki/server"))
+        (in_force(broker), scenario.conf_digest(broker), broker.run("ls -d /etc/nanomq/pki/server/.*new*").stdout)
         for broker in brokers
     ]
 
@@ -362,7 +358,7 @@ def test_a_clock_that_is_wrong_is_said_before_anything_is_changed(brokers):
         assert refused.recap(broker.name) | {"changed": 0, "failed": 1} == refused.recap(broker.name), refused.output
     assert "the clock of this host says 1970-01-01T00:00:0" in refused.flat()
     assert "s ahead of the controller's" in refused.flat()
-    assert refused.flat().count("300 s are tolerated (nanomq_pki_clock_tolerance)") == 2
+    assert "300 s are tolerated (nanomq_pki_clock_tolerance)" in refused.flat()
     assert state(brokers) == before
 
 
@@ -378,7 +374,7 @@ def test_the_controllers_clock_is_compared_with_what_it_issued(brokers):
         future.unlink()
     assert refused.status != 0
     assert "the clock of the controller says" in refused.flat(), refused.output
-    assert str(future) in refused.output.replace("\n", "").replace(" ", "") or "77.pem" in refused.flat()
+    assert "issued/77.pem" in refused.flat()
     assert state(brokers) == before
 
 
