@@ -2103,6 +2103,13 @@ def _unknown_version(conf: dict, context: dict) -> Iterator[str]:
 
 # --- waivers ----------------------------------------------------------------------------------------------------------
 
+#: The option `waivers` of the modules; plugins/doc_fragments/waivers.py documents it.
+WAIVERS_OPTION = {
+    "type": "list",
+    "elements": "dict",
+    "default": [],
+    "options": {"rule": {"type": "str"}, "reason": {"type": "str"}, "expires": {"type": "str"}},
+}
 _WAIVER_REMEDY = "Write {rule: NMQ-..., reason: why, expires: 2030-12-31}, or fix what it waives"
 _RULES["NMQ-WVR-001"] = Rule(
     "NMQ-WVR-001",

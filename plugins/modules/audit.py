@@ -31,23 +31,6 @@ options:
     description: The account of the broker, where none runs.
     type: str
     default: nanomq
-  waivers:
-    description:
-      - Rules that this host must break, each with a reason and the last day on which that holds.
-      - A waiver that has expired, lacks its reason, or names no rule is a finding itself.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      rule:
-        description: Id of the rule.
-        type: str
-      reason:
-        description: Why the rule must be broken.
-        type: str
-      expires:
-        description: Last day of the waiver, as C(2030-12-31).
-        type: str
   timeout:
     description: Seconds that an answer to a live probe may take. A whole conversation may take twice as long.
     type: float
@@ -62,6 +45,8 @@ options:
     description: The controller's clock in seconds of Unix, to compare the host's with; V(0) for not at all.
     type: float
     default: 0
+extends_documentation_fragment:
+  - edgesec.nanomq.waivers
 attributes:
   check_mode:
     support: full
@@ -170,12 +155,7 @@ def main() -> None:
             "package": {"type": "str", "default": "nanomq"},
             "conf_path": {"type": "str", "default": ""},
             "user": {"type": "str", "default": "nanomq"},
-            "waivers": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {"rule": {"type": "str"}, "reason": {"type": "str"}, "expires": {"type": "str"}},
-            },
+            "waivers": _policy.WAIVERS_OPTION,
             "timeout": {"type": "float", "default": 2},
             "token": {"type": "str", "default": "", "no_log": True},
             "controller_time": {"type": "float", "default": 0},

@@ -28,26 +28,12 @@ options:
     type: list
     elements: int
     default: []
-  waivers:
-    description:
-      - Rules that the host must break, as M(edgesec.nanomq.audit) takes them, which also tells of bad ones.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      rule:
-        description: Id of the rule.
-        type: str
-      reason:
-        description: Why the rule must be broken.
-        type: str
-      expires:
-        description: Last day of the waiver, as C(2030-12-31).
-        type: str
   timeout:
     description: Seconds that an answer may take.
     type: float
     default: 3
+extends_documentation_fragment:
+  - edgesec.nanomq.waivers
 attributes:
   check_mode:
     support: full
@@ -102,12 +88,7 @@ def main() -> None:
             "address": {"type": "str", "required": True},
             "private": {"type": "list", "elements": "int", "default": []},
             "public": {"type": "list", "elements": "int", "default": []},
-            "waivers": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {"rule": {"type": "str"}, "reason": {"type": "str"}, "expires": {"type": "str"}},
-            },
+            "waivers": _policy.WAIVERS_OPTION,
             "timeout": {"type": "float", "default": 3},
         },
         supports_check_mode=True,

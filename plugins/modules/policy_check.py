@@ -42,26 +42,6 @@ options:
     description: Version of the broker that will read the configuration. Empty where it is not known.
     type: str
     default: ""
-  waivers:
-    description:
-      - Rules that this host must break, each with a reason and the last day on which that holds.
-      - A waiver that has expired, lacks its reason, or names no rule is a finding itself.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      rule:
-        description: Id of the rule.
-        type: str
-        required: true
-      reason:
-        description: Why the rule must be broken.
-        type: str
-        required: true
-      expires:
-        description: Last day of the waiver, as C(2030-12-31).
-        type: str
-        required: true
   fail_on:
     description:
       - Findings of this severity and above fail the task; the others are warnings.
@@ -73,6 +53,8 @@ options:
     description: What else is known of the host. C(firewall) tells whether a packet filter will guard REST.
     type: dict
     default: {}
+extends_documentation_fragment:
+  - edgesec.nanomq.waivers
 attributes:
   check_mode:
     support: full

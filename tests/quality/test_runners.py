@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -141,6 +142,19 @@ class TestScenarios:
         assert output.splitlines()[-1] == "3 passed, 1 failed"
         assert "the reason" in output
         assert "molecule test good real" in calls
+
+    def test_those_that_take_longest_come_first(self, project: pathlib.Path) -> None:
+        script = (ROOT / "tests/lab/run-scenarios").read_text()
+        names = re.search(r"(?m)^readonly longest=\((.+)\)$", script)[1].split()
+        for name in names:
+            assert (ROOT / "molecule" / name / "molecule.yml").exists()
+            (project / "molecule" / name).mkdir()
+            (project / "molecule" / name / "molecule.yml").touch()
+
+        _status, _output, calls = self.run(project, JOBS="1")
+
+        order = [call.split()[2] for call in calls if "molecule" in call]
+        assert order == [*names, "bad", "good"]
 
     def test_one_can_be_named(self, project: pathlib.Path) -> None:
         status, output, _calls = self.run(project, "good")
