@@ -11,7 +11,12 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import CryptoError
 from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
-from ansible_collections.edgesec.nanomq.plugins.module_utils._pairs import OPTIONS, parse_mode, wanted_pair
+from ansible_collections.edgesec.nanomq.plugins.module_utils._pairs import (
+    OPTIONS,
+    check_moment,
+    parse_mode,
+    wanted_pair,
+)
 from ansible_collections.edgesec.nanomq.plugins.plugin_utils.sources import GivenSource, Source, open_source
 
 MODULE = "edgesec.nanomq.tls_certificate"
@@ -38,6 +43,7 @@ class ActionModule(ActionBase):
         _validated, options = self.validate_argument_spec(argument_spec=OPTIONS)
         try:
             wanted = wanted_pair(options)
+            check_moment(wanted, _authority.now())
             parse_mode(options["mode"])
             source = open_source(
                 options,

@@ -206,6 +206,31 @@ def _optional(vault: Vault, name: str) -> tuple[x509.Certificate, ...]:
         return ()
 
 
+def check_clock(path: str) -> None:
+    """Raise CryptoError when this clock is before a certificate that the authority in ``path`` gave out.
+
+    One of the two clocks, then or now, was wrong, and what is signed now could be valid for nobody.
+    Only the file that was written last is read, so that an authority of a large fleet costs no more.
+    """
+    issued = os.path.join(path, ISSUED)
+    try:
+        with os.scandir(issued) as entries:
+            files = [(entry.stat().st_mtime, entry.path) for entry in entries if entry.name.endswith(".pem")]
+        if not files:
+            return
+        file = max(files)[1]
+        leaf = load_certificates(read_regular(file), file)[0]
+    except FileNotFoundError:
+        return
+    if leaf.not_before > now():
+        raise CryptoError(
+            f"the clock of the controller says {x509.show_time(now())}, and {file}, which this authority issued, is"
+            f" valid only from {x509.show_time(leaf.not_before)}: set the time (chrony, systemd-timesyncd), then run"
+            " again. If it was wrong when that was issued and is right now, move that file away, and renew what was"
+            " issued then (renew_issued_before)"
+        )
+
+
 def open_key(authority: Authority, passphrase: bytes | None):
     """Return the library's key object of the authority's private key.
 
@@ -506,6 +531,7 @@ def sign(authority: Authority, passphrase: bytes | None, pem: str, request: Requ
     It ends when the authority does, if that is earlier than ``valid_for``. Raises FileProblem and CryptoError.
     """
     asked = check_request(pem, request)
+    check_clock(authority.path)
     key = open_key(authority, passphrase)
     begin = now()
     ours = library.load_der_x509_certificate(authority.issuer.raw)

@@ -4,7 +4,8 @@
 
 ``<path>/<name>/<serial>/{key.pem,cert.pem}`` is a pair, ``<path>/<name>/current`` a link to the one in force. A pair is
 built in ``.new-<random>`` and gets its name when it is whole, so a cut at any moment leaves the pair that was in force
-in force, and rubbish that the next run removes. Standard library only.
+in force, and rubbish that the next run removes. A pair that was asked for by ``renew_issued_before`` says in a file
+beside the key which moment it answers, so that asking again makes no further one. Standard library only.
 """
 
 from __future__ import annotations
@@ -54,12 +55,22 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._generations import
 
 KEY, CERTIFICATE, CURRENT, PENDING = "key.pem", "cert.pem", "current", "pending"
 
+#: The file in a pair that holds the moment which the pair was made to answer.
+ANSWERS = "answers"
+
 #: The directories of pairs that are being made, and what else a cut can leave behind.
 _NEW = re.compile(r"\.new-[0-9a-f]{16}", re.ASCII)
 _RUBBISH = re.compile(r"\.old-[0-9a-f]{1,40}|\.current\.[0-9a-f]{16}", re.ASCII)
 _IDENTIFIER = re.compile(r"[0-9a-f]{1,40}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 _MODE = re.compile(r"0?[0-7]{3}", re.ASCII)
+#: Days and moments of RFC 3339 in UTC, with a blank for the T as YAML's own times come out.
+_MOMENT = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})(?:[T ]([0-9]{2}):([0-9]{2})(?::([0-9]{2}))?(?:Z|\+00:00))?", re.ASCII
+)
+
+#: What a new pair is made for although its key may stay. All else says that the key is not there, or not the one meant.
+_KEY_STAYS = ("authority", "expired", "expiring", "names", "usages")
 
 #: Seconds after which a pair still being made belongs to no run that is alive.
 STALE = 3600
@@ -86,6 +97,8 @@ OPTIONS = {
     "key_passphrase": {"type": "str", "no_log": True},
     "valid_for": {"type": "str", "default": "365d"},
     "renew_before": {"type": "str", "default": "30d"},
+    "renew_issued_before": {"type": "str", "default": ""},
+    "renewal_key": {"type": "str", "choices": ["new", "same"], "default": "new"},
     "owner": {"type": "str", "default": "root"},
     "group": {"type": "str", "default": "nanomq"},
     "mode": {"type": "str", "default": "0640"},
@@ -120,7 +133,8 @@ class Wanted:
     """The pair as the task asks for it.
 
     ``names`` are normalised, in the order of the task, each once. ``valid_for`` and ``margin`` (how long before its end
-    a pair is renewed) are seconds.
+    a pair is renewed) are seconds. ``issued_since``: pairs from before this moment are renewed as well. ``same_key``:
+    whether a renewal keeps the key, where it can.
     """
 
     common_name: str
@@ -130,6 +144,8 @@ class Wanted:
     passphrase: bytes | None
     valid_for: int
     margin: int
+    issued_since: datetime.datetime | None = None
+    same_key: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +189,8 @@ def wanted_pair(options: dict) -> Wanted:
         passphrase=encode_passphrase(options["key_passphrase"]),
         valid_for=valid_for,
         margin=margin,
+        issued_since=parse_moment(options["renew_issued_before"]) if options.get("renew_issued_before") else None,
+        same_key=options.get("renewal_key") == "same",
     )
 
 
@@ -197,6 +215,33 @@ def given_fault(
     return chain_fault(backend, leaf, chain, anchors) or content_fault(
         leaf, GIVEN, wanted.common_name, wanted.names, wanted.usages
     )
+
+
+def parse_moment(text: str) -> datetime.datetime:
+    """Return the moment that ``2030-01-31T12:00:00Z`` stands for, or the beginning of the day ``2030-01-31``, in UTC.
+
+    A time without its zone is refused, since nobody can tell which is meant. Raises ValueError.
+    """
+    found = _MOMENT.fullmatch(text.strip())
+    try:
+        if found:
+            parts = [int(part) for part in found.groups(default="0")]
+            return datetime.datetime(*parts, tzinfo=datetime.timezone.utc)
+    except ValueError:
+        pass
+    raise ValueError(f"renew_issued_before {text!r} is neither a day nor a moment in UTC, such as 2030-01-31T12:00:00Z")
+
+
+def check_moment(wanted: Wanted, present: datetime.datetime) -> None:
+    """Raise ValueError when pairs issued before a moment that is yet to come are to be renewed.
+
+    The pair made now would count as an answer to a later request that is in earnest.
+    """
+    if wanted.issued_since is not None and wanted.issued_since > present:
+        raise ValueError(
+            f"renew_issued_before {x509.show_time(wanted.issued_since)} is yet to come (it is"
+            f" {x509.show_time(present)}): give the present moment or an earlier one"
+        )
 
 
 def parse_mode(text: str) -> int:
@@ -278,16 +323,22 @@ class PairStore:
             return None, f"unreadable: {error}"
         return pair, self._fault(folder, leaf, chain)
 
-    def begin(self) -> tuple[str, bytes]:
-        """Make a new key; return the name of its directory and the certificate request (PEM) for it."""
+    def begin(self, reason: str = "") -> tuple[str, bytes]:
+        """Begin a pair; return the name of its directory and the certificate request (PEM) for its key.
+
+        The key is a new one, unless renewals are to keep it and the ``reason`` of ``inspect`` lets them.
+        """
         make_directories(self.directory, mode=0o700)
         self.mend(self.directory, DIRECTORY_MODE, os.geteuid())
         name = f".new-{secrets.token_hex(8)}"
         folder = self._of(name)
         try:
             os.mkdir(folder, 0o700)
-            key = self._backend.generate_key(self._wanted.key_type, self._wanted.passphrase)
+            key = self._kept_key(reason) or self._backend.generate_key(self._wanted.key_type, self._wanted.passphrase)
             write_new(os.path.join(folder, KEY), key, mode=0o600)
+            if self._wanted.issued_since is not None:
+                answer = x509.show_time(self._wanted.issued_since).encode("ascii")
+                write_new(os.path.join(folder, ANSWERS), answer + b"\n", mode=0o600)
             fsync_dir(folder)
             names = list(self._wanted.names)
             return name, make_request(self._backend, key, self._wanted.passphrase, self._wanted.common_name, names)
@@ -359,6 +410,13 @@ class PairStore:
         if fault:
             raise CryptoError(f"{certificate_path} cannot be used: {fault}")
         return Pair(os.path.dirname(certificate_path), leaf)
+
+    def _kept_key(self, reason: str) -> bytes | None:
+        """The key in force where a renewal keeps it, else None."""
+        identifier = self._current_identifier()
+        if not self._wanted.same_key or identifier is None or reason.partition(":")[0] not in _KEY_STAYS:
+            return None
+        return read_regular(os.path.join(self._of(identifier), KEY))
 
     def discard(self, name: str) -> None:
         """Forget a pair that is being made."""
@@ -477,7 +535,12 @@ class PairStore:
 
     def _fault(self, folder: str, leaf: x509.Certificate, chain: list[x509.Certificate]) -> str:
         """Return why the pair in ``folder`` is not the one wanted, or ''."""
-        return self._key_fault(folder, leaf) or self._trust_fault(leaf, chain) or self._content_fault(leaf)
+        return (
+            self._key_fault(folder, leaf)
+            or self._age_fault(folder, leaf)
+            or self._trust_fault(leaf, chain)
+            or self._content_fault(leaf)
+        )
 
     def _key_fault(self, folder: str, leaf: x509.Certificate) -> str:
         path = os.path.join(folder, KEY)
@@ -493,6 +556,19 @@ class PairStore:
         if self._source == GIVEN:
             return "" if found in KEY_TYPES else f"key_type: {found}, which is none of {', '.join(KEY_TYPES)}"
         return "" if found == self._wanted.key_type else f"key_type: {found}, not {self._wanted.key_type}"
+
+    def _age_fault(self, folder: str, leaf: x509.Certificate) -> str:
+        """Before the authority and the names: of what leaked, the key must not stay."""
+        since = self._wanted.issued_since
+        if since is None or leaf.not_before >= since:
+            return ""
+        try:
+            answered = parse_moment(read_regular(os.path.join(folder, ANSWERS)).decode("ascii"))
+        except (OSError, FileProblem, ValueError):
+            answered = None
+        if answered is not None and answered >= since:
+            return ""
+        return f"requested: valid from {x509.show_time(leaf.not_before)}, and all before {x509.show_time(since)} go"
 
     def _trust_fault(self, leaf: x509.Certificate, chain: list[x509.Certificate]) -> str:
         if self._source != AUTHORITY:

@@ -12,6 +12,8 @@ author: EdgeSec maintainers (@edgesec)
 description:
   - Tells the distribution, the version of systemd, the installed NanoMQ, and where the operator is connected from.
   - The action plugin runs it once a host and play, and answers from memory after that.
+  - It compares the host's clock with the controller's, and fails where they are too far apart, so that this is said
+    before anything is changed. What the connection takes counts for the host.
 options:
   package:
     description: Name of the broker's package.
@@ -24,6 +26,11 @@ options:
     description: Ask the host again, though it has answered before in this play.
     type: bool
     default: false
+  clock_tolerance:
+    description:
+      - How far the host's clock may be from the controller's, such as V(300s) or V(5m). Without it they are not
+        compared.
+    type: str
 attributes:
   check_mode:
     support: full
@@ -36,6 +43,11 @@ attributes:
 EXAMPLES = r"""
 - name: Look at the host
   edgesec.nanomq.host_info:
+  register: nanomq_host
+
+- name: Look at the host, and refuse one whose clock is wrong
+  edgesec.nanomq.host_info:
+    clock_tolerance: 300s
   register: nanomq_host
 """
 
@@ -85,6 +97,16 @@ ssh_host_key:
   returned: success
   type: str
   sample: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA...
+time:
+  description: The moment by the host's clock, in seconds since 1970 in UTC.
+  returned: success
+  type: float
+clock_offset:
+  description:
+    - By how many seconds the host's clock is at least ahead of the controller's, or behind it where it is negative. 0
+      where the difference is no more than the answer took.
+  returned: success
+  type: float
 nginx_version:
   description: Version of nginx, empty where none is installed.
   returned: success
@@ -104,6 +126,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.edgesec.nanomq.plugins.module_utils._namespaces import in_namespaces
@@ -246,6 +269,8 @@ def main() -> None:
             "package": {"type": "str", "default": "nanomq"},
             "program": {"type": "path"},
             "refresh": {"type": "bool", "default": False},
+            # The action plugin's, which knows what the controller's clock says.
+            "clock_tolerance": {"type": "str"},
         },
         supports_check_mode=True,
     )
@@ -273,6 +298,7 @@ def main() -> None:
         ssh_host_key=ssh_host_key(),
         nginx_version=nginx_version,
         nginx_stream=nginx_stream,
+        time=time.time(),
     )
 
 

@@ -17,7 +17,8 @@ description:
     kept offline otherwise.
   - Each change of the directory is made as a whole. One that was cut is completed, or forgotten, by the next run.
   - Nothing is changed when what is there cannot be trusted or used, for instance when the passphrase is wrong, the key
-    and the certificate do not belong together, the authority has expired, or somebody else could read the key.
+    and the certificate do not belong together, the authority has expired, or somebody else could read the key; nor when
+    the clock is before a certificate that the authority gave out.
 requirements:
   - cryptography >= 3.1, which ansible-core brings to the controller
 options:
@@ -435,6 +436,8 @@ def run(module: AnsibleModule) -> dict:
     """Bring the authority to what the options say. Raises FileProblem, CryptoError, ValueError and OSError."""
     this = Run(module)
     before = this.load()
+    if before is not None:
+        _authority.check_clock(this.path)
     change = this.plan(before)
     vault = Vault(this.path)
     unfinished = vault.exists() and vault.unfinished()

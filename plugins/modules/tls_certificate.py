@@ -15,8 +15,9 @@ description:
     That is the key, the names, the usages, the times, and the chain up to O(trust).
   - With O(source=given) key and certificate are the user's. They are judged in the same way, and nobody renews them.
   - A pair is made anew when there is none, when it has expired or will within O(renew_before), when its names, usages,
-    kind of key or passphrase are not those asked for, when it is damaged, and when the present authority, or none of
-    O(trust), did not sign it. Otherwise nothing is changed, but for owner, group and modes.
+    kind of key or passphrase are not those asked for, when it is damaged, when the present authority, or none of
+    O(trust), did not sign it, and when it is older than O(renew_issued_before). Otherwise nothing is changed, but for
+    owner, group and modes.
   - Each pair has a directory of its own, named after the certificate's serial number, which never changes afterwards.
     The link C(current) beside it is switched in one step, so that a cut at any moment leaves the old pair in force.
     A service that names the concrete directory gets a renewal as a change of its configuration, which can be validated
@@ -79,6 +80,25 @@ options:
       - How long before its end a pair is renewed, such as V(30d), or as a share of O(valid_for), such as V(33%).
     type: str
     default: 30d
+  renew_issued_before:
+    description:
+      - Renew every pair that is older than this moment, once, whatever its end; for when keys may have leaked. It is
+        a moment in UTC such as V(2030-01-31T12:00:00Z), or a day, which means its beginning, and not yet to come.
+      - The age is that of the certificate by its first moment, which is up to an hour before it was issued.
+      - The new pair says for which moment it was made, so that the task can be repeated, on a fleet for instance of
+        which a part could not be reached; and each moment that is later than all before renews once more.
+      - The new pair always has a new key, whatever O(renewal_key) says.
+    type: str
+    default: ""
+  renewal_key:
+    description:
+      - Whether a renewal makes a V(new) key, or the V(same) one is certified again, for clients that know the server
+        by its public key.
+      - Even with V(same) the key is a new one where the old one is damaged, is not of O(key_type), or has another
+        passphrase.
+    type: str
+    choices: [new, same]
+    default: new
   owner:
     description:
       - Owner of the files. The directories belong to the user of the task.
@@ -264,6 +284,24 @@ EXAMPLES = r"""
     authority_passphrase: "{{ vault_ca_passphrase }}"
   register: broker_pair
 
+- name: Renew once what was issued before a leak, on every host that this reaches, today or tomorrow
+  edgesec.nanomq.tls_certificate:
+    name: server
+    common_name: "{{ inventory_hostname }}"
+    subject_alt_names: ["DNS:{{ inventory_hostname }}"]
+    renew_issued_before: "2030-01-31T12:00:00Z"
+    authority_path: "{{ nanomq_pki_dir }}/ca"
+
+- name: Keep the certificate of a client, on an operator's workstation
+  edgesec.nanomq.tls_certificate:
+    name: client
+    path: /etc/nanomq-client
+    common_name: "{{ inventory_hostname }}"
+    usages: [client_auth]
+    group: root
+    mode: "0600"
+    authority_path: "{{ nanomq_pki_dir }}/operators"
+
 - name: Renew in the last third of a short life
   edgesec.nanomq.tls_certificate:
     name: server
@@ -340,8 +378,9 @@ not_after:
 reason:
   description:
     - Why something was, or would be, changed; empty if nothing was.
-    - "It begins with one of these words and a colon: C(missing), C(unreadable), C(mismatch), C(key_type), C(authority),
-      C(expired), C(expiring), C(names), C(usages), C(given) for a new pair; C(access) or C(leftovers) without one."
+    - "It begins with one of these words and a colon: C(missing), C(unreadable), C(mismatch), C(key_type),
+      C(requested), C(authority), C(expired), C(expiring), C(names), C(usages), C(given) for a new pair; C(access) or
+      C(leftovers) without one."
   returned: success
   type: str
   sample: "expiring: at 2027-11-24T12:00:00Z, and to be renewed from 2027-10-25T12:00:00Z"
@@ -458,7 +497,7 @@ def inspect(module: AnsibleModule, store: PairStore) -> dict:
     if reason:
         result = {"changed": True, "renewed": True, "reason": reason, **describe(store, pair)}
         if not module.check_mode and module.params["source"] != GIVEN:
-            result["pending"], request = store.begin()
+            result["pending"], request = store.begin(reason)
             result["request"] = request.decode("ascii")
         return result
     drift, leftovers = store.drift(pair), store.leftovers()

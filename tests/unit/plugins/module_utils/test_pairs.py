@@ -66,11 +66,11 @@ def sign(authority, request, **options):
     return _authority.sign(authority, None, request.decode(), asked).pem()
 
 
-def renew(store, authority, **options):
+def renew(store, authority, *, reason="", **options):
     """What module and action plugin do together."""
     store.check()
     with store.lock():
-        name, request = store.begin()
+        name, request = store.begin(reason)
     try:
         pem = sign(authority, request, **options)
         with store.lock():
@@ -78,6 +78,16 @@ def renew(store, authority, **options):
     except BaseException:
         store.discard(name)
         raise
+
+
+def task(store, authority, **options):
+    """What the task does: a new pair where one is needed. Returns the reason."""
+    store.check()
+    with store.lock():
+        reason = store.inspect()[1]
+    if reason:
+        renew(store, authority, reason=reason, **options)
+    return reason
 
 
 def content(directory):
@@ -89,7 +99,7 @@ def in_force(store):
     """The directory in force, once it is certain that it holds a key and the certificate for that key."""
     pair, reason = store.inspect()
     assert reason == ""
-    assert sorted(content(pair.directory)) == ["cert.pem", "key.pem"]
+    assert sorted(set(content(pair.directory)) - {"answers"}) == ["cert.pem", "key.pem"]
     return pair.directory
 
 
@@ -144,6 +154,84 @@ class TestCut:
             if not died:
                 break
         assert not died
+
+    @pytest.mark.parametrize("kind", ["new key", "same key", "requested"])
+    def test_a_renewal_cut_at_every_step_is_ended_by_the_next_run(
+        self, tmp_path, open_store, authority, monkeypatch, kind
+    ):
+        """The whole task, killed before each step, and run again: one pair that is wanted, and then nothing to do."""
+        monkeypatch.setattr(_authority, "now", lambda: datetime.datetime.now(datetime.UTC).replace(microsecond=0))
+        options = {
+            "new key": {"renew_before": "5d"},
+            "same key": {"renew_before": "5d", "renewal_key": "same"},
+            "requested": {"renew_issued_before": x509.show_time(datetime.datetime.now(datetime.UTC))},
+        }[kind]
+        renew(open_store(), authority, valid_for="4d", renew_before="1d")
+        old = content(os.path.realpath(open_store().current))
+        shutil.copytree(tmp_path / "pki", tmp_path / "start", symlinks=True)
+        finished = []
+        for limit in range(500):
+            shutil.rmtree(tmp_path / "pki")
+            shutil.copytree(tmp_path / "start", tmp_path / "pki", symlinks=True)
+            died = run_cut(monkeypatch, limit, lambda: task(open_store(**options), authority))
+            store = open_store(**options)
+            # Whatever the moment, a service that is started now finds a pair that is whole.
+            pair, _reason = store.inspect()
+            assert store._key_fault(pair.directory, pair.certificate) == ""
+            finished.append(task(store, authority) == "")
+            new = content(in_force(store))
+            assert (new["key.pem"] == old["key.pem"]) is (kind == "same key")
+            assert new["cert.pem"] != old["cert.pem"]
+            assert ("answers" in new) is (kind == "requested")
+            assert task(open_store(**options), authority) == ""
+            if not died:
+                break
+        assert not died
+        assert limit > 30
+        # Until the switch the next run renews, and from then on it finds that done.
+        assert finished == sorted(finished)
+        assert (finished[0], finished[-1]) == (False, True)
+
+    def test_by_a_full_disk_at_every_write(self, tmp_path, open_store, authority, monkeypatch):
+        """As the last test, by the writes themselves: what was written is cut short, and nothing of it stays."""
+        store = open_store()
+        old = renew(store, authority).directory
+        original = os.fdopen
+
+        class Full:
+            """A file on a disk that has room for half of what is written."""
+
+            def __init__(self, handle):
+                self.handle = handle
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_error):
+                self.handle.close()
+
+            def write(self, data):
+                self.handle.write(data[: len(data) // 2])
+                self.handle.flush()
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        for limit in range(20):
+            writes = []
+
+            def fdopen(descriptor, mode="r", *arguments, limit=limit, writes=writes, **options):
+                handle = original(descriptor, mode, *arguments, **options)
+                writes += [mode] if "w" in mode else []
+                return Full(handle) if "w" in mode and len(writes) == limit + 1 else handle
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fdopen", fdopen)
+                with contextlib.suppress(OSError):
+                    renew(store, authority)
+            if in_force(store) != old:
+                break
+            assert [name for name in os.listdir(store.directory) if name.startswith(".")] == []
+        # The key, the certificate, and the copy that the authority keeps.
+        assert limit >= 3
 
     def test_by_a_full_disk_at_every_step(self, tmp_path, open_store, authority, monkeypatch):
         """Unlike a kill, an error can be cleaned up after at once."""
@@ -354,6 +442,132 @@ class TestReasons:
             monkeypatch.setattr(_pairs, "_now", lambda moment=moment: moment)
             found = store.inspect()[1]
             assert (found.split(" ")[0] + " " if found else "") == reason
+
+
+class TestKey:
+    """Whether a renewal keeps the key."""
+
+    @pytest.mark.parametrize(
+        ("before", "after", "kept"),
+        [
+            ({}, {"renew_before": "300d"}, True),
+            ({}, {"common_name": "other"}, True),
+            ({}, {"subject_alt_names": ["DNS:other.example"]}, True),
+            ({}, {"usages": ["server_auth", "client_auth"]}, True),
+            ({"key_passphrase": "one"}, {"key_passphrase": "one", "common_name": "other"}, True),
+            ({}, {"key_type": "ec-p384"}, False),
+            ({"key_passphrase": "one"}, {"key_passphrase": "two"}, False),
+            ({}, {"renew_issued_before": "2020-01-01", "common_name": "other"}, True),
+        ],
+    )
+    def test_it_stays_where_it_can(self, open_store, authority, before, after, kept):
+        old = content(renew(open_store(**before), authority, **before).directory)["key.pem"]
+        name, _request = (store := open_store(**after, renewal_key="same")).begin(store.inspect()[1])
+        assert (Path(store.directory, name, "key.pem").read_bytes() == old) is kept
+        name, _request = (store := open_store(**after)).begin(store.inspect()[1])
+        assert Path(store.directory, name, "key.pem").read_bytes() != old
+
+    @pytest.mark.parametrize("damage", ["missing", "foreign", "junk", "directory"])
+    def test_a_damaged_one_goes(self, open_store, authority, backend, damage):
+        store = open_store(renewal_key="same")
+        path = Path(renew(store, authority).directory, "key.pem")
+        path.unlink()
+        if damage == "foreign":
+            path.write_bytes(backend.generate_key("ec-p256"))
+        elif damage == "junk":
+            path.write_text("junk")
+        elif damage == "directory":
+            path.mkdir()
+        assert task(store, authority)
+        in_force(store)
+
+    def test_one_that_leaked_goes_though_the_authority_is_another_one_too(self, open_store, authority, tmp_path):
+        now = x509.show_time(datetime.datetime.now(datetime.UTC))
+        old = content(renew(open_store(), authority).directory)["key.pem"]
+        other = _authority.create(str(tmp_path / "other"), "test CA", "ec-p256", 864000, None)
+        store = open_store(renewal_key="same", renew_issued_before=now)
+        store._authority = list(other.certificates)
+        assert task(store, other).startswith("requested: ")
+        assert content(in_force(store))["key.pem"] != old
+
+
+class TestRequest:
+    """Renewed whatever the end, once."""
+
+    def moment(self, **ago):
+        return x509.show_time(datetime.datetime.now(datetime.UTC) - datetime.timedelta(**ago))
+
+    def test_once_for_each_moment(self, open_store, authority):
+        renew(open_store(), authority)
+        for moment in (self.moment(minutes=2), self.moment(minutes=1), self.moment()):
+            assert task(open_store(renew_issued_before=moment), authority).startswith("requested: ")
+            for again in (moment, self.moment(minutes=3), ""):
+                assert task(open_store(renew_issued_before=again), authority) == ""
+
+    def test_what_is_younger_stays(self, open_store, authority):
+        renew(open_store(), authority)
+        assert task(open_store(renew_issued_before=self.moment(hours=2)), authority) == ""
+
+    @pytest.mark.parametrize("answer", ["", "soon", "2020-01-01", "2020-01-01T00:00:00Z"])
+    def test_an_answer_to_something_else_is_none(self, open_store, authority, answer):
+        moment = self.moment()
+        store = open_store(renew_issued_before=moment)
+        Path(renew(store, authority).directory, "answers").write_text(answer)
+        assert store.inspect()[1].startswith("requested: ")
+
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("2030-01-31", "2030-01-31T00:00:00Z"),
+            (" 2030-01-31T12:34Z ", "2030-01-31T12:34:00Z"),
+            ("2030-01-31T12:34:56Z", "2030-01-31T12:34:56Z"),
+            ("2030-01-31 12:34:56+00:00", "2030-01-31T12:34:56Z"),
+            ("2030-01-31 12:34:56", None),
+            ("2030-02-30", None),
+            ("2030-01-31T24:00:00Z", None),
+            ("2030-01-31T12:00:00+02:00", None),
+            ("31.1.2030", None),
+            ("yesterday", None),
+            ("1900000000", None),
+            ("٢٠٣٠-01-31", None),
+        ],
+    )
+    def test_moments(self, text, shown):
+        if shown:
+            assert x509.show_time(_pairs.parse_moment(text)) == shown
+        else:
+            with pytest.raises(ValueError, match="renew_issued_before"):
+                _pairs.parse_moment(text)
+
+    def test_a_moment_yet_to_come_is_refused(self):
+        now = datetime.datetime.now(datetime.UTC)
+        for seconds, refused in ((2, True), (-2, False)):
+            text = x509.show_time(now + datetime.timedelta(seconds=seconds))
+            wanted = _pairs.wanted_pair({**OPTIONS, "renew_issued_before": text})
+            with pytest.raises(ValueError, match="yet to come") if refused else contextlib.nullcontext():
+                _pairs.check_moment(wanted, now)
+
+
+class TestTime:
+    """Time passes: before the window nothing, in it one renewal, after it nothing."""
+
+    @pytest.mark.parametrize("margin", ["30d", "25%"])
+    def test_one_renewal_in_each_window(self, open_store, tmp_path, monkeypatch, margin):
+        begin = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+        clock = [begin]
+        monkeypatch.setattr(_pairs, "_now", lambda: clock[0])
+        monkeypatch.setattr(_authority, "now", lambda: clock[0])
+        authority = _authority.create(str(tmp_path / "long"), "test CA", "ec-p256", 86400 * 1000, None)
+        options = {"valid_for": "120d", "renew_before": margin}
+        renewals = []
+        for day in range(0, 300, 5):
+            clock[0] = begin + datetime.timedelta(days=day)
+            store = open_store(**options)
+            store._authority = list(authority.certificates)
+            for _time in range(2):
+                if reason := task(store, authority, **options):
+                    renewals.append((day, reason.partition(":")[0]))
+        assert renewals == [(0, "missing"), (90, "expiring"), (180, "expiring"), (270, "expiring")]
 
 
 class TestClock:

@@ -375,6 +375,89 @@ def test_the_certificate_of_before_is_reported(authority):
     assert "another certificate is served" in failing
 
 
+def count_logins(handler, logins):
+    def counting(connection):
+        logins.append(read_connect(connection))
+        handler(connection)
+
+    return counting
+
+
+def test_where_the_certificate_of_before_is_served_nobody_is_refused(authority, monkeypatch):
+    """For as long as it is waited for: the real broker ends at some refused logins."""
+    old, new = authority.pair("old"), authority.pair("new")
+    logins, handshakes = [], []
+    handshake = probes.served_certificate
+    monkeypatch.setattr(probes, "served_certificate", lambda *a: handshakes.append(a) or handshake(*a))
+    probe = {"type": "mqtt", "ca": authority.path, "certificate": new[0], "key": new[1], "mtls": False}
+    with serving(count_logins(broker(declared), logins), server_context(old)) as port:
+        started = time.monotonic()
+        (failing,) = probes.run_probes([{**probe, "port": port}], CREDENTIALS, patience=60)
+    assert "another certificate is served" in failing
+    assert logins == []
+    assert len(handshakes) > 2
+    # What only a start mends is not waited for as long as a start takes.
+    assert time.monotonic() - started < 10
+
+
+def test_what_time_may_mend_is_waited_for_beside_what_it_does_not(monkeypatch):
+    answers = [["slow", probes.Lasting("old")]] * 3 + [[]]
+    monkeypatch.setitem(probes.PROBES, "listeners", lambda **_options: answers.pop(0))
+    monkeypatch.setattr(probes, "BRIEFLY", 0)
+    assert probes.run_probes([{"type": "listeners"}], {}, patience=20) == []
+    assert answers == []
+
+
+class TestWss:
+    """The broker's second listener, which takes the certificate of the first."""
+
+    def ask(self, authority, pair, mqtt, wss):
+        return probes.probe_mqtt(
+            port=mqtt,
+            ca=authority.path,
+            certificate=pair[0],
+            key=pair[1],
+            mtls=True,
+            wss=f"127.0.0.1:{wss}",
+            credentials=CREDENTIALS,
+        )
+
+    def test_each_listener_is_compared(self, authority):
+        old, new = authority.pair("old"), authority.pair("new")
+        contexts = {pair: server_context(pair, client_ca=authority.path) for pair in (old, new)}
+        for first, second in ((new, new), (old, new), (new, old), (old, old)):
+            with (
+                serving(broker(declared), contexts[first]) as mqtt,
+                serving(lambda connection: connection.recv(1), contexts[second]) as wss,
+            ):
+                failing = self.ask(authority, new, mqtt, wss)
+            expected = [f"MQTT on 127.0.0.1:{mqtt}"] * (first == old) + [f"WSS on 127.0.0.1:{wss}"] * (second == old)
+            assert [text.partition(": ")[0] for text in failing] == expected
+            assert all("another certificate is served" in text for text in failing)
+
+    def test_a_listener_that_is_not_there(self, authority):
+        pair = authority.pair()
+        with serving(broker(declared), server_context(pair, client_ca=authority.path)) as mqtt:
+            wss = free_port()
+            assert self.ask(authority, pair, mqtt, wss) == [f"WSS on 127.0.0.1:{wss}: no handshake"]
+
+    def test_one_handshake_that_is_dropped_proves_nothing(self, authority):
+        pair, dropped = authority.pair(), []
+
+        def moody(connection):
+            if not dropped:
+                dropped.append(connection.close())
+            else:
+                with server_context(pair).wrap_socket(connection, server_side=True) as secured:
+                    secured.recv(1)
+
+        context = probes.client_context(authority.path)
+        with serving(moody) as port:
+            served = probes.served_certificate("127.0.0.1", port, context)
+        assert served == probes.leaf_certificate(pair[0])
+        assert len(dropped) == 1
+
+
 def test_a_broker_that_does_not_ask_for_certificates_is_reported(authority):
     pair = authority.pair()
     with serving(broker(declared), server_context(pair)) as port:

@@ -163,6 +163,51 @@ class TestRefused:
         assert "pki/ca must be an absolute path" in result["msg"]
 
 
+class TestClock:
+    """The controller's clock against what the authority gave out."""
+
+    def issue(self, path, name, *, hours, age=0):
+        key = ec.generate_private_key(ec.SECP256R1())
+        issued = path / "issued"
+        issued.mkdir(exist_ok=True, mode=0o700)
+        write_certificate(issued, key, begin=hours / 24, ca=False)
+        (issued / "ca.pem").rename(issued / f"{name}.pem")
+        moment = datetime.datetime.now(datetime.UTC).timestamp() - age
+        os.utime(issued / f"{name}.pem", (moment, moment))
+
+    def test_one_from_the_future(self, authority, path):
+        authority()
+        self.issue(path, "aa", hours=-1, age=100)
+        assert not authority()["failed"]
+        self.issue(path, "bb", hours=5)
+        before = snapshot(path)
+        for check in (True, False):
+            result = authority(check=check)
+            assert result["failed"]
+            for words in ("the clock of the controller says ", "issued/bb.pem", "valid only from ", "set the time"):
+                assert words in result["msg"]
+        assert snapshot(path) == before
+        (path / "issued" / "bb.pem").unlink()
+        assert not authority()["failed"]
+
+    def test_only_the_last_one_counts(self, authority, path):
+        authority()
+        self.issue(path, "aa", hours=5, age=100)
+        self.issue(path, "bb", hours=-1)
+        assert not authority()["failed"]
+
+    def test_nothing_is_signed_meanwhile(self, authority, path):
+        authority()
+        self.issue(path, "aa", hours=5)
+        with pytest.raises(_authority.CryptoError, match="clock of the controller"):
+            _authority.check_clock(str(path))
+
+    def test_an_authority_that_gave_out_nothing(self, authority, path):
+        authority()
+        (path / "issued").mkdir(mode=0o700)
+        assert not authority()["failed"]
+
+
 class TestMade:
     @pytest.mark.parametrize(
         ("options", "printed"),

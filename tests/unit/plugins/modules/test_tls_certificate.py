@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import grp
 import ipaddress
+import itertools
 import json
 import os
 import pwd
@@ -193,6 +194,10 @@ class TestOptionsRefused:
             ({"mode": "0644"}, "not fit for a private key"),
             ({"mode": 0o640}, "mode '416'"),
             ({"keep": 0}, "keep must be 1 or more"),
+            ({"renewal_key": "old"}, "value of renewal_key must be one of"),
+            ({"renew_issued_before": "yesterday"}, "neither a day nor a moment in UTC"),
+            ({"renew_issued_before": "2030-01-31T12:00:00+01:00"}, "neither a day nor a moment in UTC"),
+            ({"renew_issued_before": "2999-01-01"}, "2999-01-01T00:00:00Z is yet to come"),
             ({"key_passphrase": "a\nb"}, "a passphrase must be one line"),
             ({"authority_path": "pki/ca"}, "absolute path"),
             ({"authority_path": None}, "authority_path"),
@@ -268,6 +273,69 @@ def request_with(*extensions, subject=None):
 
 
 NAMES = x509.SubjectAlternativeName([x509.DNSName("broker.example"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+
+
+class TestRenewalAsked:
+    """What the options of a renewal come to, on host and controller together."""
+
+    def test_same_key_or_new(self, both):
+        first = both.task()
+        keys = [Path(first["key_path"]).read_bytes()]
+        for choice in ("same", "new", None):
+            names = [f"DNS:broker-{len(keys)}.example"]
+            result = both.task(subject_alt_names=names, renewal_key=choice)
+            assert (result["changed"], result["reason"].partition(":")[0]) == (True, "names")
+            keys.append(Path(result["key_path"]).read_bytes())
+            assert not both.task(subject_alt_names=names, renewal_key=choice)["changed"]
+        assert [old == new for old, new in itertools.pairwise(keys)] == [True, False, False]
+        assert both.task(subject_alt_names=["DNS:broker-3.example"])["serial"] != first["serial"]
+
+    def test_once_by_date(self, both):
+        first = both.task()
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        before = both.snapshot()
+        checked = both.task(check=True, renew_issued_before=moment)
+        assert (checked["changed"], checked["reason"].partition(":")[0]) == (True, "requested")
+        assert both.snapshot() == before
+        second = both.task(renew_issued_before=moment, renewal_key="same")
+        assert second["reason"] == checked["reason"]
+        assert second["serial"] != first["serial"]
+        assert Path(second["key_path"]).read_bytes() != Path(first["key_path"]).read_bytes()
+        for again in ({"renew_issued_before": moment}, {"renew_issued_before": "2020-01-01"}, {}):
+            assert not both.task(**again)["changed"]
+
+    def test_a_client(self, both):
+        """No server's name, another authority, and files of its own."""
+        options = {"name": "client", "usages": ["client_auth"], "subject_alt_names": [], "mode": "0600"}
+        first = both.task(**options, valid_for="20d", renew_before="1d")
+        assert not both.task(**options, renew_before="1d")["changed"]
+        second = both.task(**options)
+        assert second["reason"].startswith("expiring: ")
+        assert not both.task(**options)["changed"]
+        assert first["serial"] != second["serial"]
+        assert stat.S_IMODE(os.stat(second["key_path"]).st_mode) == 0o600
+        openssl("verify", "-CAfile", both.authority / "ca.pem", "-purpose", "sslclient", second["certificate_path"])
+
+    def test_the_controllers_clock(self, host):
+        """Set back behind what the authority gave out: the host forgets what it began, and nothing is signed."""
+        host.task()
+        (issued,) = (host.authority / "issued").iterdir()
+        (host.authority / "issued" / "later.pem").write_bytes(later(issued.read_bytes()))
+        result = host.task(common_name="other")
+        assert "the clock of the controller says" in result["msg"]
+        assert host.steps == ["inspect", "discard"]
+        assert len(list((host.authority / "issued").iterdir())) == 2
+        assert not host.task()["changed"]
+
+
+def later(pem):
+    """A certificate that is like another one, but for a life that is yet to begin."""
+    old = x509.load_pem_x509_certificate(pem)
+    key = ec.generate_private_key(ec.SECP256R1())
+    day = old.not_valid_before_utc - old.not_valid_before_utc.__class__.resolution
+    begin = day.replace(year=day.year + 1, day=1)
+    made = x509.CertificateBuilder(old.issuer, old.subject, key.public_key(), 77, begin, begin.replace(day=2))
+    return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 class TestHostileHost:
