@@ -61,11 +61,13 @@ class ActionModule(ActionBase):
             if value not in (None, []) and (name in TOLD or not name.startswith(OURS))
         }
 
-        def step(name: str, **exchange: str) -> dict:
+        def step(name: str, *, key: str = "", **exchange: str) -> dict:
             exchange.update(step=name, authority=source.compared, chain=source.sent, given=source.given)
-            return self._execute_module(
-                module_name=MODULE, module_args={**arguments, "exchange": exchange}, task_vars=task_vars
-            )
+            told = {**arguments, "exchange": exchange}
+            if key:
+                # Not in the exchange: what is secret within a dictionary is logged on the host if it has line breaks.
+                told["given_key"] = key
+            return self._execute_module(module_name=MODULE, module_args=told, task_vars=task_vars)
 
         result = step("inspect")
         if not result.get("failed") and "request" in result:

@@ -248,10 +248,6 @@ options:
         description: The certificates that the user gives, in PEM.
         type: str
         default: ""
-      key:
-        description: The private key that the user gives, in PEM.
-        type: str
-        default: ""
 author:
   - EdgeSec maintainers (@edgesec)
 attributes:
@@ -436,7 +432,6 @@ EXCHANGE = {
         "pending": {"type": "str", "default": ""},
         "certificate": {"type": "str", "default": ""},
         "given": {"type": "str", "default": ""},
-        "key": {"type": "str", "no_log": True, "default": ""},
     },
 }
 
@@ -531,7 +526,7 @@ def run(module: AnsibleModule) -> dict:
         elif exchange["step"] == "inspect":
             result = inspect(module, store)
         elif exchange["step"] == "take":
-            pair = store.take(exchange["key"].encode("ascii"), exchange["given"].encode("ascii"))
+            pair = store.take(module.params["given_key"].encode("ascii"), exchange["given"].encode("ascii"))
             result = {"changed": True, "renewed": True, **describe(store, pair)}
         elif exchange["step"] == "install":
             pair = store.install(exchange["pending"], exchange["certificate"].encode("ascii"))

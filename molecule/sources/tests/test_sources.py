@@ -26,16 +26,6 @@ MOST_REMOTE_RUNS = 8
 DAY = 86400
 
 
-@pytest.fixture(scope="session")
-def bookworm():
-    return scenario.known_broker("bookworm")
-
-
-@pytest.fixture(scope="session")
-def trixie():
-    return scenario.known_broker("trixie")
-
-
 def elsewhere() -> pathlib.Path:
     return pathlib.Path(scenario.INVENTORY).parent / "elsewhere"
 
