@@ -144,6 +144,11 @@ options:
       rest_authorization:
         description: Value of the C(Authorization) header.
         type: str
+      rest_refused:
+        description: Values of the C(Authorization) header that must be refused, such as a token of a key that is gone.
+        type: list
+        elements: str
+        default: []
       rest_tokens:
         description:
           - For O(state=restored), tokens of which the one is used that the generation's key verifies. Without one it is
@@ -474,8 +479,9 @@ def hide_secrets(module: AnsibleModule, plan: Plan) -> None:
                     contents.append(read(entry.dest))
             found = {secret for content in contents for secret in _hocon.secrets(content.decode("utf-8", "replace"))}
             module.no_log_values.update(secret for secret in found if len(secret) >= SHORTEST_SECRET)
-    authorization = plan.credentials.get("rest_authorization") or ""
-    module.no_log_values.update(word for word in authorization.split() if len(word) > SHORTEST_SECRET)
+    values = [plan.credentials.get("rest_authorization"), *(plan.credentials.get("rest_refused") or [])]
+    words = [word for value in values for word in (value or "").split()]
+    module.no_log_values.update(word for word in words if len(word) > SHORTEST_SECRET)
 
 
 def apply(module: AnsibleModule, plan: Plan) -> tuple[Outcome, dict[str, str]]:
@@ -554,6 +560,7 @@ def main() -> None:
                 "no_log": True,
                 "options": {
                     "rest_authorization": {"type": "str", "no_log": True},
+                    "rest_refused": {"type": "list", "elements": "str", "default": [], "no_log": True},
                     "rest_tokens": {"type": "list", "elements": "str", "default": [], "no_log": True},
                     "mqtt_password": {"type": "str", "no_log": True},
                     "key_passphrase": {"type": "str", "no_log": True},
