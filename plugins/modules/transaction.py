@@ -42,6 +42,12 @@ options:
         deployment. A rollback is no deployment, so that V(previous) means the same until the next one.
       - M(edgesec.nanomq.generations) lists them.
     type: str
+  revoked_users:
+    description:
+      - For O(state=restored), MQTT users whose access was revoked. A generation that lets one of them in is refused.
+    type: list
+    elements: str
+    default: []
   files:
     description:
       - The whole set. A file that was in the set before and no longer is will be removed. Where it is a unit, that is
@@ -355,6 +361,7 @@ def kept(module: AnsibleModule) -> tuple[Plan, str, int]:
     generation = _generations.check_usable(store, number)
     manifest = generation.manifest
     conf = _generations.conf_of(generation.entries, manifest["validators"])
+    _generations.check_users(conf, params["revoked_users"], number, params["name"])
     present = store.manifest(store.generations()[-1])
     cuts = manifest["confirm_within"] or present.get("confirm_within", 0)
     plan = Plan(
@@ -508,7 +515,7 @@ def restore(module: AnsibleModule) -> dict:
     plan, recovered, number = kept(module)
     outcome, how = apply(module, plan)
     outcome.recovered = recovered or outcome.recovered
-    outcome.notes += _generations.note_users(outcome.changes, how)
+    outcome.notes += _generations.note_users(outcome.changes, how) + _generations.note_keys(outcome.changes)
     if outcome.changes and "nanomq" in {check["type"] for check in plan.validators}:
         outcome.notes += [] if plan.credentials.get("rest_authorization") else [NOT_ASKED]
     return {**report(module, outcome, how), "restored": number}
@@ -521,6 +528,7 @@ def main() -> None:
             "state": {"type": "str", "choices": STATES, "default": "present"},
             "transaction": {"type": "str"},
             "generation": {"type": "str"},
+            "revoked_users": {"type": "list", "elements": "str", "default": []},
             "files": {
                 "type": "list",
                 "elements": "dict",
