@@ -281,7 +281,7 @@ def tell(rotation: Rotation, hosts: Sequence[str], *, ended: bool) -> list[str]:
     old, new = f"{rotation.old}.pub", f"{rotation.new}.pub" if rotation.new else "a new key's"
     lines = [
         f"The issuer (iss) of tokens changes from {old} to {new}.",
-        f"Since {rotation.started} hosts have been restarted with the new key, one after the other. From its restart on"
+        f"Since {rotation.started} hosts are being restarted with the new key, one after the other. From its restart on"
         " a host refuses tokens of the old one; until then, those of the new one.",
     ]
     lines += [f"{host}: {new} alone, seen {when}" for host, when in sorted(rotation.proven.items()) if host in hosts]
