@@ -256,6 +256,17 @@ def _users(conf: dict | None) -> dict[str, str]:
     return {name: value for name, value in listed.items() if name != "enable"}
 
 
+def check_users(conf: dict | None, revoked: Iterable[str], number: int, name: str) -> None:
+    """Raise where a generation would let in users whose access was revoked since."""
+    back = sorted(set(_users(conf)) & set(revoked))
+    if back:
+        raise TransactionError(
+            f"generation {number} of '{name}' lets in {', '.join(back)}, whose access was revoked: choose a later one,"
+            " or harden the host. To let them in all the same, leave them out of nanomq_rollback_revoked_users",
+            step="load",
+        )
+
+
 def users_changed(before: dict | None, after: dict | None) -> list[str]:
     """How the users of two configurations differ, in words and without a password."""
     old, new = _users(before), _users(after)
@@ -273,6 +284,28 @@ def users_changed(before: dict | None, after: dict | None) -> list[str]:
 def shown(entries: Iterable[Entry]) -> dict[str, str]:
     """How --diff may show each file of a generation. Keys and certificates only say that they differ."""
     return {e.dest: "hide" if _KEY_MATERIAL.search(e.content) else e.shown for e in entries}
+
+
+def note_keys(changes: Iterable[Change]) -> list[str]:
+    """What becomes of tokens and of revoked certificates, which a generation brings back, too."""
+    notes, lists = [], False
+    for change in changes:
+        before, after = (_token_key(parsed(content)) for content in (change.before, change.after))
+        if before != after and before and after:
+            notes.append(f"tokens: those of {after} are valid again, and those of {before} no longer")
+        lists = lists or any(
+            b"-----BEGIN X509 CRL-----" in (content or b"") for content in (change.before, change.after)
+        )
+    if lists:
+        notes.append("revocation lists: those of then are in force, and who was revoked since gets in again")
+    return notes
+
+
+def _token_key(conf: dict | None) -> str:
+    http = (conf or {}).get("http_server")
+    jwt = http.get("jwt") if isinstance(http, dict) else None
+    public = jwt.get("public") if isinstance(jwt, dict) else None
+    return os.path.basename(str(public.get("keyfile", ""))) if isinstance(public, dict) else ""
 
 
 def note_users(changes: Iterable[Change], how: dict[str, str]) -> list[str]:

@@ -17,8 +17,9 @@ import socket
 import ssl
 import tempfile
 
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _crl, _x509
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _der as der
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _x509
+from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import CryptoError, choose_backend
 from ansible_collections.edgesec.nanomq.plugins.module_utils._namespaces import in_namespaces, mount, overlay
 from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import TransactionError, run
 
@@ -26,6 +27,8 @@ TREE = "/etc/nginx"
 LOGS = "/var/log/nginx"
 PID_FILE = "/run/nginx.pid"
 TIMEOUT = 5.0
+#: What the variables of the role with the CA and the lists of REST's callers are called, up to _ca and _crl.
+CLIENT_VARIABLES = "nanomq_nginx_client"
 
 
 # --- before -----------------------------------------------------------------------------------------------------------
@@ -62,55 +65,65 @@ def _files(directory: str, names: list[str]) -> list[str]:
     return [name for name in names if not os.path.isdir(os.path.join(directory, name))]
 
 
-def validate_crl(*, crl: str, ca: str, staged: dict[str, str], credentials: dict) -> None:
+def validate_crl(
+    *, crl: str, ca: str, staged: dict[str, str], credentials: dict, variables: str = CLIENT_VARIABLES
+) -> None:
     """The revocation list is one that nginx can use: else it would refuse every client."""
     del credentials
-    troubles = crl_troubles(staged.get(crl, crl), staged.get(ca, ca))
+    troubles = crl_troubles(staged.get(crl, crl), staged.get(ca, ca), variables)
     if troubles:
         raise TransactionError("; ".join(troubles))
 
 
-def probe_crl(*, crl: str, ca: str, credentials: dict) -> list[str]:
+def probe_crl(*, crl: str, ca: str, credentials: dict, variables: str = CLIENT_VARIABLES) -> list[str]:
     """The revocation list in force can still be used."""
     del credentials
-    return crl_troubles(crl, ca)
+    return crl_troubles(crl, ca, variables)
 
 
-def crl_troubles(crl: str, ca: str) -> list[str]:
-    """What keeps nginx from using a file of revocation lists with a file of CAs, in words."""
+def crl_troubles(crl: str, ca: str, variables: str = CLIENT_VARIABLES) -> list[str]:
+    """What keeps nginx from using a file of revocation lists with a file of CAs, in words.
+
+    variables: what the two of the role are called, without _crl and _ca at the end
+    """
     try:
         with open(ca, "rb") as handle:
             authorities = _x509.load_certificates(handle.read())
         with open(crl, "rb") as handle:
-            lists = [parse_crl(raw) for raw in der.from_pem("X509 CRL", handle.read())]
-    except (OSError, der.DerError) as error:
-        return [f"nanomq_nginx_client_crl or nanomq_nginx_client_ca cannot be read: {error}"]
-    now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
+            lists = _crl.load_lists(handle.read())
+        backend = choose_backend()
+    except (OSError, der.DerError, CryptoError) as error:
+        return [f"{variables}_crl or {variables}_ca cannot be read: {error}"]
+    now = datetime.datetime.now(datetime.timezone.utc)
     troubles = []
     for authority in authorities:
-        mine = [next_update for issuer, next_update in lists if issuer == authority.subject]
-        if not mine:
+        named = [found for found in lists if found.issuer == authority.subject]
+        mine = [found for found in named if found.is_signed_by(backend, authority)]
+        started = [found for found in mine if found.this_update <= now]
+        ca_name = f"the CA {authority.common_name!r}"
+        if not named:
             troubles.append(
-                f"nanomq_nginx_client_crl has no revocation list of the CA {authority.common_name!r}, so that nginx "
-                "would refuse every client of it: add one, an empty one if need be"
+                f"{variables}_crl has no revocation list of {ca_name}, so that nginx would refuse every client of it:"
+                " add one, an empty one if need be"
             )
-        elif max(mine).replace(tzinfo=None) <= now:
+        elif not mine:
             troubles.append(
-                f"nanomq_nginx_client_crl: the revocation list of the CA {authority.common_name!r} was to be replaced "
-                f"by {_x509.show_time(max(mine))}, and nginx refuses every client since: make a new one"
+                f"{variables}_crl: no revocation list in the name of {ca_name} is signed with its key, and nginx would"
+                " refuse every client of it: make one with that key"
+            )
+        elif not started:
+            begin = _x509.show_time(min(found.this_update for found in mine))
+            troubles.append(
+                f"{variables}_crl: the revocation list of {ca_name} holds from {begin} on, and this clock says"
+                f" {_x509.show_time(now)}: is it wrong? nginx refuses every client until then"
+            )
+        elif max(found.next_update for found in started) <= now:
+            due = _x509.show_time(max(found.next_update for found in started))
+            troubles.append(
+                f"{variables}_crl: the revocation list of {ca_name} was to be replaced by {due}, and nginx refuses"
+                " every client since: make a new one (playbook revoke)"
             )
     return troubles
-
-
-def parse_crl(raw: bytes) -> tuple[bytes, datetime.datetime]:
-    """(issuer in DER, when the next one is due) of a revocation list. Raises DerError."""
-    parts = der.parse(raw).expect(der.SEQUENCE).children()
-    fields = parts[0].expect(der.SEQUENCE).children() if parts else []
-    if fields and fields[0].tag == der.INTEGER:
-        fields = fields[1:]
-    if len(fields) < 4 or fields[3].tag not in (der.UTC_TIME, der.GENERALIZED_TIME):
-        raise der.DerError("a revocation list without the time of the next one")
-    return fields[1].raw, der.time(fields[3])
 
 
 # --- after ------------------------------------------------------------------------------------------------------------

@@ -427,7 +427,7 @@ def rest_status(
 
 
 def probe_rest(*, port: int, address: str = "127.0.0.1", credentials: dict) -> list[str]:
-    """REST refuses a caller without, and with made-up, credentials, and answers one with the right ones."""
+    """REST refuses a caller without, with made-up and with retired credentials, and answers one with the right ones."""
     where = f"REST on {address}:{port}"
     status = rest_status(address, port, "/api/v4/brokers")
     if status == 0:
@@ -446,6 +446,10 @@ def probe_rest(*, port: int, address: str = "127.0.0.1", credentials: dict) -> l
                 f"{where} answers valid credentials with {status} instead of 200 "
                 "(is the broker built with JWT? only the -full packages are; is the host's clock right?)"
             )
+    for value in credentials.get("rest_refused") or []:
+        status = rest_status(address, port, "/api/v4/brokers", {"Authorization": value})
+        if status != 401:
+            failing.append(f"{where} answers credentials that are no longer valid with {status} instead of 401")
     return failing
 
 

@@ -39,7 +39,8 @@ options:
   regenerate:
     description:
       - Make a new key pair although there is one. The old one stays beside it, as C(<name>-<key_id>.key) and C(.pub).
-      - This is not idempotent. Brokers refuse the new key's tokens until they have been given its public key.
+      - This is not idempotent. Brokers refuse the new key's tokens until they have been given its public key. For a
+        change that can be stopped and gone on with, see M(edgesec.nanomq.jwt_rotation).
     type: bool
     default: false
   backend:
@@ -62,6 +63,7 @@ attributes:
     support: full
     description: The operating systems that this works on.
 seealso:
+  - module: edgesec.nanomq.jwt_rotation
   - module: edgesec.nanomq.jwt_token
 """
 
@@ -118,101 +120,36 @@ backend:
 """
 
 import os
-import re
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _der, _jwt
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
     BACKENDS,
-    Backend,
     CryptoError,
     choose_backend,
     encode_passphrase,
 )
-from ansible_collections.edgesec.nanomq.plugins.module_utils._files import (
-    FileProblem,
-    check_vault,
-    make_directories,
-    read_regular,
-    write_atomic,
-)
-
-#: More would cost each request much time, and gain nothing for tokens that live for minutes.
-MAXIMUM_SIZE = 4096
-
-
-class KeyPair:
-    """The two files, and what is done with them."""
-
-    def __init__(self, directory: str, name: str, passphrase: bytes | None, backend: Backend) -> None:
-        self.private_path = os.path.join(directory, f"{name}.key")
-        self.public_path = os.path.join(directory, f"{name}.pub")
-        self._directory = directory
-        self._name = name
-        self._passphrase = passphrase
-        self._backend = backend
-
-    def load(self) -> bytes | None:
-        """Return the public key (DER) of the private key that is there, or None. Raises FileProblem or CryptoError."""
-        if not check_vault(self._directory):
-            return None
-        try:
-            private_key = read_regular(self.private_path, private=True)
-        except FileNotFoundError:
-            if os.path.lexists(self.public_path):
-                raise FileProblem(
-                    f"{self.private_path} is missing, and {self.public_path} is there: restore the private key from a"
-                    " backup, or move the public key away"
-                ) from None
-            return None
-        try:
-            public_key = self._backend.public_key(private_key, self._passphrase)
-            _jwt.check_key(public_key)
-        except CryptoError as error:
-            raise type(error)(f"{self.private_path}: {error}") from None
-        return public_key
-
-    def has_public_file(self, public_key: bytes) -> bool:
-        """Say whether the public key's file is there and holds that key."""
-        try:
-            return read_regular(self.public_path) == _der.to_pem("PUBLIC KEY", public_key)
-        except FileNotFoundError:
-            return False
-
-    def generate(self, size: int) -> tuple[bytes, bytes]:
-        """Return a new private key (PEM) and its public key (DER), without writing anything."""
-        private_key = self._backend.generate_key(f"rsa-{size}", self._passphrase)
-        return private_key, self._backend.public_key(private_key, self._passphrase)
-
-    def store(self, private_key: bytes, public_key: bytes) -> None:
-        """Write a new pair. The private key comes first: the other can be made from it if this is cut."""
-        make_directories(self._directory, mode=0o700)
-        write_atomic(self.private_path, private_key, mode=0o600)
-        self.store_public(public_key)
-
-    def store_public(self, public_key: bytes) -> None:
-        """Write the public key's file."""
-        write_atomic(self.public_path, _der.to_pem("PUBLIC KEY", public_key), mode=0o644)
-
-    def archive(self, public_key: bytes) -> None:
-        """Keep the pair under the name of its key as well, before it is replaced."""
-        stem = os.path.join(self._directory, f"{self._name}-{_jwt.key_id(public_key)}")
-        write_atomic(f"{stem}.key", read_regular(self.private_path, private=True), mode=0o600)
-        write_atomic(f"{stem}.pub", _der.to_pem("PUBLIC KEY", public_key), mode=0o644)
+from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
+from ansible_collections.edgesec.nanomq.plugins.module_utils._jwt_keypair import KeyPair, check_name, check_size
 
 
 def run(module: AnsibleModule) -> dict:
     """Make or keep the pair. Raises FileProblem, CryptoError, ValueError and OSError."""
     options = module.params
-    if not _jwt.MINIMUM_SIZE <= options["size"] <= MAXIMUM_SIZE:
-        raise ValueError(f"size must be from {_jwt.MINIMUM_SIZE} to {MAXIMUM_SIZE} bits, not {options['size']}")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", options["name"], re.ASCII):
-        raise ValueError("name must be a plain file name: letters, digits, dots, dashes and underscores")
+    check_size(options["size"])
+    check_name(options["name"])
     backend = choose_backend(options["backend"])
     directory = options["path"].rstrip("/") or "/"
     pair = KeyPair(directory, options["name"], encode_passphrase(options["passphrase"]), backend)
 
     public_key = pair.load()
+    if os.path.lexists(pair.record_path):
+        if options["regenerate"]:
+            raise FileProblem(
+                f"{pair.record_path}: a rotation of this key is under way, and another key would cut it off: finish it"
+                " first (playbook rotate_jwt)"
+            )
+        module.warn(f"{pair.record_path}: a rotation of this key is under way: finish it (playbook rotate_jwt)")
     makes_key = public_key is None or options["regenerate"]
     if makes_key:
         private_key, new_public_key = pair.generate(options["size"])

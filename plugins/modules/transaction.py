@@ -42,6 +42,12 @@ options:
         deployment. A rollback is no deployment, so that V(previous) means the same until the next one.
       - M(edgesec.nanomq.generations) lists them.
     type: str
+  revoked_users:
+    description:
+      - For O(state=restored), MQTT users whose access was revoked. A generation that lets one of them in is refused.
+    type: list
+    elements: str
+    default: []
   files:
     description:
       - The whole set. A file that was in the set before and no longer is will be removed. Where it is a unit, that is
@@ -144,6 +150,11 @@ options:
       rest_authorization:
         description: Value of the C(Authorization) header.
         type: str
+      rest_refused:
+        description: Values of the C(Authorization) header that must be refused, such as a token of a key that is gone.
+        type: list
+        elements: str
+        default: []
       rest_tokens:
         description:
           - For O(state=restored), tokens of which the one is used that the generation's key verifies. Without one it is
@@ -350,6 +361,7 @@ def kept(module: AnsibleModule) -> tuple[Plan, str, int]:
     generation = _generations.check_usable(store, number)
     manifest = generation.manifest
     conf = _generations.conf_of(generation.entries, manifest["validators"])
+    _generations.check_users(conf, params["revoked_users"], number, params["name"])
     present = store.manifest(store.generations()[-1])
     cuts = manifest["confirm_within"] or present.get("confirm_within", 0)
     plan = Plan(
@@ -474,8 +486,9 @@ def hide_secrets(module: AnsibleModule, plan: Plan) -> None:
                     contents.append(read(entry.dest))
             found = {secret for content in contents for secret in _hocon.secrets(content.decode("utf-8", "replace"))}
             module.no_log_values.update(secret for secret in found if len(secret) >= SHORTEST_SECRET)
-    authorization = plan.credentials.get("rest_authorization") or ""
-    module.no_log_values.update(word for word in authorization.split() if len(word) > SHORTEST_SECRET)
+    values = [plan.credentials.get("rest_authorization"), *(plan.credentials.get("rest_refused") or [])]
+    words = [word for value in values for word in (value or "").split()]
+    module.no_log_values.update(word for word in words if len(word) > SHORTEST_SECRET)
 
 
 def apply(module: AnsibleModule, plan: Plan) -> tuple[Outcome, dict[str, str]]:
@@ -502,7 +515,7 @@ def restore(module: AnsibleModule) -> dict:
     plan, recovered, number = kept(module)
     outcome, how = apply(module, plan)
     outcome.recovered = recovered or outcome.recovered
-    outcome.notes += _generations.note_users(outcome.changes, how)
+    outcome.notes += _generations.note_users(outcome.changes, how) + _generations.note_keys(outcome.changes)
     if outcome.changes and "nanomq" in {check["type"] for check in plan.validators}:
         outcome.notes += [] if plan.credentials.get("rest_authorization") else [NOT_ASKED]
     return {**report(module, outcome, how), "restored": number}
@@ -515,6 +528,7 @@ def main() -> None:
             "state": {"type": "str", "choices": STATES, "default": "present"},
             "transaction": {"type": "str"},
             "generation": {"type": "str"},
+            "revoked_users": {"type": "list", "elements": "str", "default": []},
             "files": {
                 "type": "list",
                 "elements": "dict",
@@ -554,6 +568,7 @@ def main() -> None:
                 "no_log": True,
                 "options": {
                     "rest_authorization": {"type": "str", "no_log": True},
+                    "rest_refused": {"type": "list", "elements": "str", "default": [], "no_log": True},
                     "rest_tokens": {"type": "list", "elements": "str", "default": [], "no_log": True},
                     "mqtt_password": {"type": "str", "no_log": True},
                     "key_passphrase": {"type": "str", "no_log": True},

@@ -18,8 +18,10 @@ import time
 from pathlib import Path
 
 import pytest
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _crl, _x509
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _der as der
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _nginx as nginx
+from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import choose_backend
 from ansible_collections.edgesec.nanomq.plugins.module_utils._probes import PROBES
 from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import TransactionError, run
 from ansible_collections.edgesec.nanomq.plugins.module_utils._validators import VALIDATORS
@@ -45,19 +47,22 @@ def certificate(text="front"):
 # --- revocation lists -------------------------------------------------------------------------------------------------
 
 
-def crl(issuer="ca-one", due=NOW + DAY, revoked=()):
-    builder = x509.CertificateRevocationListBuilder(name(issuer), min(NOW, due) - DAY, due)
+def crl(issuer="ca-one", due=NOW + DAY, revoked=(), begin=None, key=KEY, number=None):
+    builder = x509.CertificateRevocationListBuilder(name(issuer), begin or min(NOW, due) - DAY, due)
+    if number is not None:
+        builder = builder.add_extension(x509.CRLNumber(number), critical=False)
     for serial in revoked:
         entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(NOW - DAY).build()
         builder = builder.add_revoked_certificate(entry)
-    return builder.sign(KEY, hashes.SHA256())
+    return builder.sign(key, hashes.SHA256())
 
 
 def rebuilt(raw: bytes, change) -> bytes:
-    """A list with other fields within what is signed; nothing here looks at the signature."""
-    tbs, algorithm, signature = der.parse(raw).children()
-    fields = [node.raw for node in change(tbs.children())]
-    return der.encode(der.SEQUENCE, der.encode(der.SEQUENCE, *fields), algorithm.raw, signature.raw)
+    """A list with other fields within what is signed, and signed again."""
+    tbs, algorithm, _signature = der.parse(raw).children()
+    tbs = der.encode(der.SEQUENCE, *[node.raw for node in change(tbs.children())])
+    signature = KEY.sign(tbs, ec.ECDSA(hashes.SHA256()))
+    return der.encode(der.SEQUENCE, tbs, algorithm.raw, der.encode(der.BIT_STRING, b"\0", signature))
 
 
 def as_v1(raw: bytes) -> bytes:
@@ -102,10 +107,14 @@ def test_a_list_that_is_in_force_is_no_trouble(judge, raw):
 
 def test_a_list_is_read_as_the_library_reads_it():
     for due in (NOW + DAY, NOW - DAY, datetime.datetime(2077, 3, 1, 2, 3, 4, tzinfo=datetime.UTC)):
-        written = crl(due=due)
-        issuer, read = nginx.parse_crl(written.public_bytes(DER))
-        assert (issuer, read) == (written.issuer.public_bytes(), written.next_update_utc)
-        assert nginx.parse_crl(as_v1(written.public_bytes(DER))) == (issuer, read)
+        written = crl(due=due, revoked=[5, 2**150], number=7)
+        read = _crl.parse(written.public_bytes(DER))
+        assert (read.issuer, read.next_update) == (written.issuer.public_bytes(), written.next_update_utc)
+        assert (read.this_update, read.number) == (written.last_update_utc, 7)
+        assert read.serials == {entry.serial_number: entry.revocation_date_utc for entry in written}
+        assert _crl.parse(crl(due=due).public_bytes(DER)).serials == {}
+        first = _crl.parse(as_v1(written.public_bytes(DER)))
+        assert (first.issuer, first.next_update, first.number) == (read.issuer, read.next_update, None)
 
 
 def test_a_list_past_its_time_is_trouble(judge):
@@ -122,6 +131,45 @@ def test_a_list_whose_time_ends_this_moment_is_trouble(judge):
 def test_of_two_lists_of_a_ca_one_in_force_is_enough(judge):
     old, new = crl(due=NOW - DAY).public_bytes(DER), crl().public_bytes(DER)
     assert judge([old, new]) == judge([new, old]) == []
+
+
+def test_a_list_of_another_key_in_the_name_of_the_ca_is_trouble(judge):
+    forged = crl(key=ec.generate_private_key(ec.SECP256R1())).public_bytes(DER)
+    (trouble,) = judge([forged])
+    assert "no revocation list in the name of the CA 'ca-one' is signed with its key" in trouble
+    assert judge([forged, RAW]) == []
+
+
+def test_a_list_that_was_changed_is_trouble(judge):
+    tbs, algorithm, signature = der.parse(crl(revoked=[5]).public_bytes(DER)).children()
+    other = der.parse(RAW).children()[0]
+    (trouble,) = judge([der.encode(der.SEQUENCE, other.raw, algorithm.raw, signature.raw)])
+    assert "is signed with its key" in trouble
+    assert judge([der.encode(der.SEQUENCE, tbs.raw, algorithm.raw, signature.raw)]) == []
+
+
+def test_a_list_of_the_future_is_trouble(judge):
+    (trouble,) = judge([crl(begin=NOW + DAY, due=NOW + 2 * DAY).public_bytes(DER)])
+    assert "holds from " + (NOW + DAY).strftime("%Y-%m-%dT%H:%M:%SZ") in trouble
+    assert judge([crl(begin=NOW + DAY, due=NOW + 2 * DAY).public_bytes(DER), RAW]) == []
+
+
+@pytest.mark.parametrize("backend", ["cryptography", "openssl"])
+def test_both_back_ends_know_the_signature(backend):
+    chosen, made = choose_backend(backend), _crl.parse(RAW)
+    authority, stranger = (_x509.parse_certificate(certificate(text).public_bytes(DER)) for text in ("ca-one", "x"))
+    assert made.is_signed_by(chosen, authority)
+    assert not made.is_signed_by(chosen, stranger)
+    assert not _crl.parse(crl(key=ec.generate_private_key(ec.SECP256R1())).public_bytes(DER)).is_signed_by(
+        chosen, authority
+    )
+
+
+def test_the_variables_of_the_lists_are_named(judge, tmp_path):
+    judge([crl("ca-0ne").public_bytes(DER)])
+    options = {"crl": str(tmp_path / "crl.pem"), "ca": str(tmp_path / "ca.pem"), "credentials": {}}
+    (trouble,) = nginx.probe_crl(**options, variables="nanomq_nginx_mqtt_client")
+    assert trouble.startswith("nanomq_nginx_mqtt_client_crl has no revocation list")
 
 
 def test_every_ca_needs_a_list(judge):
@@ -167,7 +215,7 @@ BROKEN = {
 def test_a_list_that_cannot_be_read_is_trouble_and_no_crash(judge, raw):
     assert raw != RAW
     with pytest.raises(der.DerError):
-        nginx.parse_crl(raw)
+        _crl.parse(raw)
     # Of what is no PEM with something in it nothing is seen at all.
     expected = "cannot be read: " if raw else "has no revocation list"
     (trouble,) = judge([crl().public_bytes(DER), raw] if raw else [raw])

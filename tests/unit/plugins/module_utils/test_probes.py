@@ -554,6 +554,18 @@ def test_rest_is_not_asked_with_credentials_that_nobody_has():
     assert ask_rest(lambda auth: 401, {"rest_authorization": None}) == []
 
 
+@pytest.mark.parametrize(
+    ("taken", "said"), [([TOKEN], []), ([TOKEN, "Bearer gone.gone.gone"], ["no longer valid with 200"])]
+)
+def test_credentials_that_are_gone_are_tried(taken, said):
+    credentials = {"rest_authorization": TOKEN, "rest_refused": ["Bearer gone.gone.gone", "Bearer gone.too"]}
+    failing = ask_rest(lambda auth: 200 if auth in taken else 401, credentials)
+    assert len(failing) == len(said)
+    for text, expected in zip(failing, said):
+        assert expected in text
+        assert "gone.gone" not in text
+
+
 def test_no_server_is_status_0():
     assert probes.rest_status("127.0.0.1", free_port(), "/") == 0
     with serving(lambda connection: connection.sendall(b"garbage\r\n\r\n")) as port:

@@ -55,6 +55,7 @@ def host(tmp_path, monkeypatch):
 
 def module_for(generation: str, *, check: bool = False, **params):
     options = {"name": "broker", "generation": generation, "confirm_within": 60, "run": {}, "credentials": {}}
+    options["revoked_users"] = []
     return SimpleNamespace(params={**options, **params}, check_mode=check)
 
 
@@ -115,3 +116,53 @@ def test_the_secrets_of_both_sides_are_masked(host):
     plan, _recovered, _number = transaction.kept(module)
     transaction.hide_secrets(module, plan)
     assert module.no_log_values >= {"of-the-sensor", "its-new-password"}
+
+
+def test_tokens_that_must_be_refused_are_masked(host):
+    deploy(host, CONF)
+    credentials = {"rest_authorization": "Bearer of-the-new-key", "rest_refused": ["Bearer of-the-old-key"]}
+    module = module_for("1", state="present", credentials=credentials)
+    module.no_log_values = set()
+    plan, _recovered, _number = transaction.kept(module)
+    plan.credentials = credentials
+    transaction.hide_secrets(module, plan)
+    assert module.no_log_values >= {"of-the-new-key", "of-the-old-key"}
+
+
+# --- what a generation must not bring back ----------------------------------------------------------------------------
+
+
+def test_a_generation_with_a_revoked_user_is_refused(host):
+    deploy(host, CONF)
+    deploy(host, CONF.replace('"sensor" = ', '"other" = '))
+    with pytest.raises(engine.TransactionError, match="lets in sensor, whose access was revoked") as caught:
+        transaction.kept(module_for("1", revoked_users=["nobody", "sensor"]))
+    assert caught.value.step == "load"
+    assert "of-the-sensor" not in str(caught.value)
+    _plan, _recovered, number = transaction.kept(module_for("1", revoked_users=["nobody", "other"]))
+    assert number == 1
+
+
+def changed(before: str | None, after: str | None) -> engine.Change:
+    contents = [None if text is None else text.encode() for text in (before, after)]
+    return engine.Change("/etc/x", ["content"], *contents)
+
+
+LIST = "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([], []),
+        ([(CONF, CONF + "# another\n"), ("x", "y"), (None, "z"), ("auth = 1", "http_server = 1")], []),
+        ([(CONF, CONF.replace("jwt-1", "jwt-2"))], ["tokens: those of jwt-2.pub are valid again, and those of jwt-1"]),
+        ([(None, LIST), (LIST, None)], ["revocation lists: those of then are in force"]),
+        ([("site", "site"), (LIST, None)], ["revocation lists: those of then are in force"]),
+    ],
+)
+def test_what_becomes_of_tokens_and_lists_is_said(changes, said):
+    notes = transaction._generations.note_keys([changed(*one) for one in changes])
+    assert len(notes) == len(said)
+    for note, expected in zip(notes, said):
+        assert expected in note

@@ -1,0 +1,171 @@
+# Copyright: Contributors to the edgesec.nanomq collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""An operator, a device and an MQTT user lose their access, sessions that are open included; nobody else does."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import pytest
+import scenario
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+import fleet
+
+FRONTS = ["bookworm1", "trixie1"]
+WHERE = "/root/callers"
+REVOKED = {
+    "nanomq_pki_revoke_operators": ["ann"],
+    "nanomq_pki_revoke_devices": ["meter-9"],
+    "nanomq_pki_revoke_users": ["meter"],
+}
+LIVE = {
+    "device": (8884, "meter-9", "sensor"),
+    "other": (8884, "meter-10", "sensor"),
+    "user": (8883, "meter-10", "meter"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def callers(outsider):
+    """Certificates of two operators and two devices, on the outsider."""
+    given = pathlib.Path(scenario.INVENTORY).parent / "given"
+    variables = {
+        "given": str(given),
+        "pki": str(scenario.pki()),
+        "passphrase": scenario.HOSTS["nanomq_pki_authority_passphrase"],
+    }
+    command = ["ansible-playbook", "-i", "localhost,", str(fleet.HERE / "give.yml"), "-e", json.dumps(variables)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    files = {"ca.pem": (scenario.pki() / "ca/ca.pem").read_text()}
+    for name in ("ann", "bob", "meter-9", "meter-10"):
+        files[f"{name}.pem"] = (given / name / "current/cert.pem").read_text()
+        files[f"{name}.key"] = (given / name / "current/key.pem").read_text()
+    unpack = (
+        "import json, os, pathlib, sys; os.umask(0o77); here = pathlib.Path(sys.argv[1]); here.mkdir(exist_ok=True)\n"
+        "for name, text in json.load(sys.stdin).items(): (here / name).write_text(text)"
+    )
+    fleet.ssh("outsider", f"python3 -c {shlex.quote(unpack)} {WHERE}", json.dumps(files))
+
+
+def status(broker, operator: str, *more: str) -> str:
+    """What REST through nginx answers an operator with a good token; 000 for none."""
+    header = f"Authorization: Bearer {scenario.token()}"
+    command = (
+        f"curl -s -o /dev/null -w '%{{http_code}}' -m 10 --cacert {WHERE}/ca.pem --cert {WHERE}/{operator}.pem "
+        f"--key {WHERE}/{operator}.key -H @- {' '.join(more)} https://{broker.ipv4}/api/v4/brokers || true"
+    )
+    return fleet.ssh("outsider", command, header)
+
+
+def common(broker, port: int, certificate: str, user: str) -> str:
+    return (
+        f"-h {broker.ipv4} -p {port} --cafile {WHERE}/ca.pem --cert {WHERE}/{certificate}.pem "
+        f"--key {WHERE}/{certificate}.key -u {user} -P {shlex.quote(scenario.USERS[user])} -q 1"
+    )
+
+
+def gets_in(outsider, broker, port: int, certificate: str, user: str) -> bool:
+    """Whether a publish comes through, at one of a few tries: the real broker at times drops a connection."""
+    command = f"timeout 6 mosquitto_pub {common(broker, port, certificate, user)} -t {user}/t -m x"
+    return outsider.run(f"for try in 1 2 3 4; do {command} && exit 0; sleep 0.7; done; exit 1").rc == 0
+
+
+def listen(outsider, broker) -> None:
+    """Subscribers that stay, each with what it gets in a file."""
+    for name, (port, certificate, user) in LIVE.items():
+        unit = f"live-{name}-{broker.name}"
+        outsider.run(f"systemctl stop {unit}; rm -f /run/{unit}")
+        command = f"exec mosquitto_sub {common(broker, port, certificate, user)} -t {user}/live > /run/{unit}"
+        outsider.check_output(f"systemd-run --quiet --collect --unit={unit} sh -c {shlex.quote(command)}")
+
+
+def reached(outsider, broker, word: str) -> set[str]:
+    """Which of them get a word that is published now. The one who publishes, by the front, is let in in any case."""
+    for topic in {f"{user}/live" for _port, _certificate, user in LIVE.values()}:
+        command = f"timeout 6 mosquitto_pub {common(broker, 8883, 'meter-10', 'operator')} -t {topic} -m {word}"
+        outsider.check_output(f"for try in 1 2 3 4; do {command} && exit 0; sleep 0.7; done; exit 1")
+    outsider.run("sleep 0.5")
+    return {name for name in LIVE if word in outsider.run(f"cat /run/live-{name}-{broker.name}").stdout}
+
+
+@pytest.fixture(scope="module")
+def fronts():
+    return [scenario.known_broker(name) for name in FRONTS]
+
+
+def test_before_and_after(outsider, fronts):
+    session = f"-tls1_3 -CAfile {WHERE}/ca.pem -cert {WHERE}/ann.pem -key {WHERE}/ann.key"
+    request = r"printf 'GET /api/v4/brokers HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n'"
+    for broker in fronts:
+        assert [status(broker, name) for name in ("ann", "bob")] == ["200", "200"]
+        assert gets_in(outsider, broker, 8884, "meter-9", "sensor")
+        assert gets_in(outsider, broker, 8883, "meter-10", "meter")
+        listen(outsider, broker)
+        assert scenario.eventually(lambda broker=broker: reached(outsider, broker, "before") == set(LIVE))
+        # A session that could be resumed later, without showing the certificate again.
+        ask = f"({request % broker.ipv4}; sleep 1) | openssl s_client -quiet {session} -connect {broker.ipv4}:443"
+        assert "401" in outsider.run(f"{ask} -sess_out /root/session-{broker.name} 2>/dev/null").stdout
+        again = outsider.run(f"{ask} -sess_in /root/session-{broker.name} 2>/dev/null").stdout
+        assert "401" in again, "ann is let through to the broker, which wants a token"
+
+    run = fleet.play("revoke", "-vvv", "--diff", hosts=",".join(FRONTS), **REVOKED)
+    assert run.status == 0, run.output
+    for broker in fronts:
+        assert f"{broker.name}: nanomq_broker_users still has meter, revoked" in run.flat()
+        assert run.recap(broker.name)["changed"] >= 2
+    secrets = [
+        *scenario.USERS.values(),
+        *(scenario.HOSTS[name] for name in ("nanomq_pki_authority_passphrase", "nanomq_pki_jwt_passphrase")),
+        "eyJ",
+    ]
+    assert [secret for secret in secrets if secret in run.output] == []
+
+    for broker in fronts:
+        assert status(broker, "ann") in ("400", "403"), "nginx says why, or that it does not take it"
+        assert status(broker, "bob") == "200"
+        ask = f"({request % broker.ipv4}; sleep 1) | openssl s_client -quiet {session} -connect {broker.ipv4}:443"
+        resumed = outsider.run(f"{ask} -sess_in /root/session-{broker.name} 2>/dev/null").stdout
+        assert "401" not in resumed, resumed
+        assert not gets_in(outsider, broker, 8884, "meter-9", "sensor")
+        assert gets_in(outsider, broker, 8884, "meter-10", "sensor")
+        assert not gets_in(outsider, broker, 8883, "meter-10", "meter")
+        assert gets_in(outsider, broker, 8883, "meter-10", "sensor")
+        # The subscriber that is still welcome comes back by itself; the others try in vain.
+        assert scenario.eventually(lambda broker=broker: reached(outsider, broker, "after") == {"other"}), broker.name
+
+    lists = [(scenario.pki() / name / "crl.pem").read_bytes() for name in ("ca", "operators")]
+    for run in (
+        fleet.play("revoke", hosts=",".join(FRONTS), **REVOKED),
+        fleet.play("harden", hosts=",".join(FRONTS)),
+    ):
+        assert run.status == 0, run.output
+        assert [run.recap(name)["changed"] for name in FRONTS] == [0, 0], run.output
+    assert [(scenario.pki() / name / "crl.pem").read_bytes() for name in ("ca", "operators")] == lists
+
+
+def test_a_revocation_of_all_users_is_refused_before_anything_changes(fronts):
+    before = (scenario.pki() / "revoked_users.json").read_bytes(), scenario.conf_digest(fronts[0])
+    run = fleet.play("revoke", nanomq_pki_revoke_users=list(scenario.USERS), nanomq_pki_revoke_operators=["bob"])
+    assert run.status != 0
+    assert "would leave none of nanomq_broker_users" in run.flat()
+    assert ((scenario.pki() / "revoked_users.json").read_bytes(), scenario.conf_digest(fronts[0])) == before
+    assert status(fronts[0], "bob") == "200"
+
+
+def test_a_rollback_to_before_is_refused_or_says_what_it_brings_back(fronts):
+    digest = scenario.conf_digest(fronts[0])
+    run = fleet.play("rollback", hosts=FRONTS[0], nanomq_rollback_transaction="broker", nanomq_rollback_to="previous")
+    assert run.status != 0, run.output
+    assert "lets in meter, whose access was revoked" in run.flat()
+    assert scenario.conf_digest(fronts[0]) == digest
+    run = fleet.play(
+        "rollback", "--check", hosts=FRONTS[0], nanomq_rollback_transaction="nginx", nanomq_rollback_to="previous"
+    )
+    assert run.status == 0, run.output
+    assert "who was revoked since gets in again" in run.flat()
