@@ -333,7 +333,8 @@ def die_at(number: int, when: str, action) -> int | None:
         os.fdopen = opened
         code = 1
         try:
-            action()
+            with contextlib.suppress(FileProblem):  # a finish before the begin has come to its end is refused
+                action()
             real_write(writer, str(count).encode())
             code = 0
         finally:
@@ -453,15 +454,12 @@ def test_any_sequence_of_cut_runs_ends_in_one_rotation(fleets, steps):
     fleet = fleets()
     new = None
     for kind, number, when, proven in steps:
-        rotation = _jwt_rotation.load(fleet.pair)
         action = {
             "begin": fleet.begin,
             "finish": lambda proven=proven: _jwt_rotation.finish(fleet.pair, HOSTS, proven=sorted(proven), delete=True),
             "plain": fleet.pair.load,
         }[kind]
-        with contextlib.suppress(FileProblem):
-            if not (kind == "finish" and rotation and fleet.present() == fleet.first):
-                die_at(number, when, action)
+        die_at(number, when, action)
         if new:
             assert fleet.present() == new
         elif fleet.present() != fleet.first:
