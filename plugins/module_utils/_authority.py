@@ -11,8 +11,8 @@ A roll-over replaces key and trust in three steps. *introduce*: ``next.key`` and
 trusted and does not sign yet. *switch*: it becomes ``ca.key`` and ``ca.pem``, what they were becomes ``previous.key``
 and ``previous.pem``, and ``cross.pem`` is the successor's key certified by the previous authority, sent along for those
 who trust that one alone. *retire*: previous and cross are gone. The successor bears the same name, so that the cross
-certificate is self-issued: such a one does not count against a path length (RFC 5280, 4.2.1.9), which for an authority
-that signs devices is zero. This is the "new with old" of RFC 4210, 4.4.
+certificate is self-issued and needs no room in a path length (RFC 5280, 4.2.1.9), which many an authority made
+elsewhere does not leave. This is the "new with old" of RFC 4210, 4.4.
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ EARLIER = "earlier.pem"
 
 #: Modes of private keys and of certificates.
 SECRET, PUBLIC = 0o600, 0o644
+
+#: How many authorities may follow below one. The cross certificate of a roll-over is self-issued and so should not
+#: count, but it does for mbedtls, which the broker and many small clients use.
+PATH_LENGTH = 1
 
 #: Certificates begin to hold this much before they are made, for devices whose clock is a little slow.
 BACKDATE = datetime.timedelta(hours=1)
@@ -257,7 +261,7 @@ def create(
     passphrase: bytes | None,
     *,
     root: Root | None = None,
-    path_length: int = 0,
+    path_length: int = PATH_LENGTH,
 ) -> Authority:
     """Make the authority and return it: below ``root`` if there is one. A private key found alone is put to use.
 
@@ -281,15 +285,18 @@ def open_root(path: str, passphrase: bytes | None) -> Root:
             f"there is no authority in {path}, and it is needed now to sign: mount the medium that it is on"
             " (nanomq_pki_root_path)"
         )
-    constraints = library.load_der_x509_certificate(authority.issuer.raw).extensions.get_extension_for_class(
-        library.BasicConstraints
-    )
-    if constraints.value.path_length == 0:
+    if path_length(authority.issuer) == 0:
         raise CryptoError(
             f"{path}: {authority.issuer.common_name!r} may sign no other authority (its pathlen is 0): make a root with"
             " path_length: 1"
         )
     return Root(authority.certificates, open_key(authority, passphrase))
+
+
+def path_length(certificate: x509.Certificate) -> int | None:
+    """Return how many authorities may follow below one; None for any number."""
+    found = _library(certificate).extensions.get_extension_for_class(library.BasicConstraints)
+    return found.value.path_length
 
 
 def check_name(name, root: Root) -> None:
@@ -323,7 +330,7 @@ def renew(
         if not new_key:
             open_key(authority, passphrase)
         pem = _generate(key_type, passphrase) if new_key else _read_key(authority.path, KEY)
-        certificates = _certify_new(pem, passphrase, name_to_keep(authority), valid_for, root, 0)
+        certificates = _certify_new(pem, passphrase, name_to_keep(authority), valid_for, root, PATH_LENGTH)
         earlier = [one for one in (authority.issuer, *authority.earlier) if _holds(one)]
         files = {KEY: (pem, SECRET), CERTIFICATE: (_encoded(certificates), PUBLIC)}
         if earlier:
@@ -335,7 +342,7 @@ def introduce(authority: Authority, passphrase: bytes | None, key_type: str, val
     """Make a successor, below ``root`` if there is one."""
     with _locked(authority) as vault:
         pem = _generate(key_type, passphrase)
-        certificates = _certify_new(pem, passphrase, name_to_keep(authority), valid_for, root, 0)
+        certificates = _certify_new(pem, passphrase, name_to_keep(authority), valid_for, root, PATH_LENGTH)
         vault.change({NEXT_KEY: (pem, SECRET), NEXT: (_encoded(certificates), PUBLIC)})
 
 

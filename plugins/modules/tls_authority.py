@@ -49,10 +49,10 @@ options:
     default: 3650d
   path_length:
     description:
-      - How many authorities may follow below a new one. A root that signs the intermediate of another directory needs
-        V(1); an authority that signs devices needs none.
+      - How many authorities may follow below a new one. V(1) lets a root sign the intermediate of another directory,
+        and leaves room for the cross certificate of a roll-over, which some TLS libraries (mbedtls) count.
     type: int
-    default: 0
+    default: 1
   passphrase:
     description:
       - Passphrase of the private key. With it the key is kept encrypted (AES-256); it has to be the same in every run.
@@ -143,7 +143,6 @@ EXAMPLES = r"""
   edgesec.nanomq.tls_authority:
     path: /media/root/ca
     common_name: Example root
-    path_length: 1
     valid_for: 7300d
     passphrase: "{{ vault_root_passphrase }}"
 
@@ -361,6 +360,11 @@ class Run:
                 f"the authority in {self.path} is below the root in {self.root_path} already: it is renewed by"
                 " renew_before, and a roll-over is to another root"
             )
+        if _authority.path_length(authority.issuer) == 0:
+            self.module.warn(
+                f"the authority in {self.path} has a path length of 0: brokers, and clients with mbedtls, do not follow"
+                " its cross certificate, so all of them must have the trust in the successor before you switch"
+            )
         return Change(
             "rollover: a successor is introduced",
             lambda: _authority.introduce(authority, self.passphrase, self.key_type, self.valid_for, root),
@@ -462,7 +466,7 @@ def main() -> None:
             "common_name": {"type": "str", "default": "NanoMQ fleet CA"},
             "key_type": {"type": "str", "choices": list(KEY_TYPES), "default": "ec-p256"},
             "valid_for": {"type": "str", "default": "3650d"},
-            "path_length": {"type": "int", "default": 0},
+            "path_length": {"type": "int", "default": _authority.PATH_LENGTH},
             "passphrase": {"type": "str", "no_log": True},
             "issuer_path": {"type": "path"},
             "issuer_passphrase": {"type": "str", "no_log": True},

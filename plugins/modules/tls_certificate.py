@@ -236,6 +236,10 @@ options:
         description: Certificates of the authority in PEM; empty if there is none yet.
         type: str
         default: ""
+      chain:
+        description: Certificates that are to follow that of the host, in PEM; empty for none.
+        type: str
+        default: ""
       pending:
         description: Name of the directory of the pair begun.
         type: str

@@ -64,7 +64,7 @@ class Place:
 
 
 def below_root(place, path):
-    _authority.create(place.root_path, "root", "ec-p256", 900 * DAY, PASSPHRASE, path_length=1)
+    _authority.create(place.root_path, "root", "ec-p256", 900 * DAY, PASSPHRASE)
     _authority.create(path, "fleet", "ec-p256", 90 * DAY, PASSPHRASE, root=place.top())
 
 

@@ -43,7 +43,7 @@ class Controller:
         path = self.root_path.parent / name
         made = self.run_module(
             "tls_authority",
-            {"path": str(path), "common_name": name, "path_length": 1, "passphrase": "root-secret", **options},
+            {"path": str(path), "common_name": name, "passphrase": "root-secret", **options},
         )
         assert not made["failed"], made
         return {"issuer_path": str(path), "issuer_passphrase": "root-secret"}
@@ -130,7 +130,7 @@ class TestIntermediate:
         result = controller.authority(passphrase="secret", **root)
         issuing, top = blocks(result["certificate"])
         assert top == (controller.root_path / "ca.pem").read_text()
-        assert "CA:TRUE, pathlen:0" in text_of(issuing)
+        assert "CA:TRUE, pathlen:1" in text_of(issuing)
         assert "CA:TRUE, pathlen:1" in text_of(top)
         assert blocks(result["trusted"]) == [issuing, top]
         host = controller.host(authority_passphrase="secret")
@@ -432,6 +432,16 @@ class TestRollover:
         result = controller.step("switch")
         assert (result["key_type"], result["common_name"]) == ("ec-p384", "one")
         assert result["fingerprint_sha256"] != first["fingerprint_sha256"]
+
+    @pytest.mark.parametrize("length", [0, 1])
+    def test_an_authority_without_room_for_the_cross_certificate(self, controller, tmp_path, length):
+        """openssl does not count it, and mbedtls does (tests/contract), which is said."""
+        first = controller.authority(path_length=length)
+        introduced = controller.step("introduce")
+        found = [warning for warning in introduced.get("warnings", []) if "has a path length of 0" in warning]
+        assert len(found) == (1 if length == 0 else 0)
+        controller.step("switch")
+        assert verifies(tmp_path, sent(controller.host()), [first["certificate"]])
 
     def test_out_of_order(self, controller):
         def refused(step, *words):

@@ -224,7 +224,7 @@ class TestMade:
         text = subprocess.run(
             ["openssl", "x509", "-noout", "-text", "-in", path / "ca.pem"], capture_output=True, text=True, check=True
         ).stdout
-        for word in (printed, "CA:TRUE, pathlen:0", "Certificate Sign, CRL Sign", "Basic Constraints: critical"):
+        for word in (printed, "CA:TRUE, pathlen:1", "Certificate Sign, CRL Sign", "Basic Constraints: critical"):
             assert word in text
         subprocess.run(["openssl", "verify", "-x509_strict", "-CAfile", path / "ca.pem", path / "ca.pem"], check=True)
 
