@@ -159,6 +159,8 @@ def _wanted(question: Mapping[str, Any], value: Any) -> str:
     if asked == SOME:
         good = isinstance(value, list) and all(item in choices(question) for item in value)
         return "" if good else f"a list of some of {', '.join(choices(question))}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # what AWX writes as text reads like a number
     if not isinstance(value, str) or not _within(len(value), least, most):
         return f"a text of a length{_range(least, most)}"
     return "" if re.fullmatch(question["pattern"], value, re.ASCII) else f"a text like {question['pattern']}"
