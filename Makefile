@@ -8,7 +8,6 @@ VENV := $(CURDIR)/.venv
 CACHE := $(CURDIR)/.cache
 SCANNERS := $(CACHE)/scanners
 COLLECTIONS := $(CACHE)/collections
-COMMUNITY := $(CACHE)/community
 VERSION := $(shell sed -n 's/^version: *//p' galaxy.yml)
 TARBALL := $(CACHE)/dist/edgesec-nanomq-$(VERSION).tar.gz
 
@@ -59,9 +58,9 @@ contract: $(VENV)/.test $(INSTALLED) ## The broker's contract, on the double and
 	@$(PYTEST) tests/contract
 
 .PHONY: molecule
-molecule: export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS):$(COMMUNITY)
-molecule: $(VENV)/.test $(SCANNERS)/.installed $(COMMUNITY)/.installed $(INSTALLED) ## Scenarios on test hosts (SCENARIOS="default ...": these only)
-	@tests/lab/run-scenarios $(SCENARIOS)
+molecule: $(VENV)/.test $(SCANNERS)/.installed $(INSTALLED) ## Scenarios on test hosts (SCENARIOS="default ...": these only)
+	@community=$$(tests/take-collection community.crypto) && \
+	ANSIBLE_COLLECTIONS_PATH=$(COLLECTIONS):$$community tests/lab/run-scenarios $(SCENARIOS)
 
 .PHONY: bench
 bench: $(VENV)/.test $(INSTALLED) ## Measure against stock modules, nginx against other front ends, and the audit's page
@@ -97,11 +96,6 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.demo
 $(SCANNERS)/.installed: tests/bootstrap requirements/scanners.txt
 	@echo "installing requirements/scanners.txt"
 	@tests/bootstrap requirements/scanners.txt $(SCANNERS)
-	@touch $@
-
-$(COMMUNITY)/.installed: requirements/bench.txt tests/community-crypto | $(VENV)/.demo
-	@echo "installing community.crypto"
-	@tests/community-crypto $(COMMUNITY)
 	@touch $@
 
 $(TARBALL): $(CONTENT) | $(VENV)/.demo
