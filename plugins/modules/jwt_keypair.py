@@ -132,6 +132,7 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
 from ansible_collections.edgesec.nanomq.plugins.module_utils._files import (
     FileProblem,
     check_vault,
+    locked,
     make_directories,
     read_regular,
     write_atomic,
@@ -139,6 +140,9 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._files import (
 
 #: More would cost each request much time, and gain nothing for tokens that live for minutes.
 MAXIMUM_SIZE = 4096
+
+#: Seconds in which another run must be done with making the pair: large keys take long to find.
+PATIENCE = 120
 
 
 class KeyPair:
@@ -211,7 +215,17 @@ def run(module: AnsibleModule) -> dict:
     backend = choose_backend(options["backend"])
     directory = options["path"].rstrip("/") or "/"
     pair = KeyPair(directory, options["name"], encode_passphrase(options["passphrase"]), backend)
+    if module.check_mode or (pair.load() is not None and not options["regenerate"]):
+        return keep_or_make(module, pair, backend)
+    # Two runs may come here at once, or the hosts of one: not every strategy honours run_once.
+    make_directories(directory, mode=0o700)
+    with locked(directory, patience=PATIENCE):
+        return keep_or_make(module, pair, backend)
 
+
+def keep_or_make(module: AnsibleModule, pair: KeyPair, backend: Backend) -> dict:
+    """Return the result for the pair that is there, else for a new one. Raises what `run` does."""
+    options = module.params
     public_key = pair.load()
     makes_key = public_key is None or options["regenerate"]
     if makes_key:

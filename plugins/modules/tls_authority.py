@@ -121,10 +121,13 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
     encode_passphrase,
 )
 from ansible_collections.edgesec.nanomq.plugins.module_utils._duration import parse_duration
-from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
+from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem, locked, make_directories
 
 #: An authority this near to its end is worth a warning in each run: replacing it takes planning.
 NEAR_END = datetime.timedelta(days=90)
+
+#: Seconds in which another run must be done with making the authority.
+PATIENCE = 60
 
 
 def describe(authority: _authority.Authority | None, path: str) -> dict:
@@ -162,6 +165,16 @@ def run(module: AnsibleModule) -> dict:
     common_name = _x509.check_common_name(options["common_name"])
     valid_for = parse_duration(options["valid_for"])
     passphrase = encode_passphrase(options["passphrase"])
+    if module.check_mode or _authority.load(path) is not None:
+        return keep_or_make(module, path, common_name, valid_for, passphrase)
+    # Two runs may come here at once, or the hosts of one: not every strategy honours run_once.
+    make_directories(path, mode=0o700)
+    with locked(path, patience=PATIENCE):
+        return keep_or_make(module, path, common_name, valid_for, passphrase)
+
+
+def keep_or_make(module: AnsibleModule, path: str, common_name: str, valid_for: int, passphrase: bytes | None) -> dict:
+    """Return the result for the authority that is there, else for a new one. Raises what `run` does."""
     authority = _authority.load(path)
     if authority is not None:
         _authority.open_key(authority, passphrase)
@@ -173,7 +186,7 @@ def run(module: AnsibleModule) -> dict:
     if _authority.has_key(path):
         _authority.load_key(path, passphrase)
     if not module.check_mode:
-        authority = _authority.create(path, common_name, options["key_type"], valid_for, passphrase)
+        authority = _authority.create(path, common_name, module.params["key_type"], valid_for, passphrase)
     return {"changed": True, **describe(authority, path)}
 
 
