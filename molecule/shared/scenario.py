@@ -61,11 +61,17 @@ class Play:
 
 
 def play(
-    playbook: str, *arguments: str, hosts: str = "", interpreter: str = "", timeout: int = 300, **variables
+    playbook: str,
+    *arguments: str,
+    hosts: str = "",
+    interpreter: str = "",
+    timeout: int = 300,
+    settings: dict[str, str] | None = None,
+    **variables,
 ) -> Play:
     """Run a playbook on the scenario's hosts, as an operator would, and count what it costs.
 
-    `interpreter` is the Python of the hosts, but not of the controller.
+    `interpreter` is the Python of the hosts, but not of the controller; `settings` are ANSIBLE_* variables.
     """
     counts = pathlib.Path(INVENTORY).parent / f"runs-{time.monotonic_ns()}.jsonl"
     command = ["ansible-playbook", "-i", str(SHARED / "inventory/hosts.yml"), "-i", INVENTORY, playbook, *arguments]
@@ -90,7 +96,8 @@ def play(
             "ANSIBLE_PIPELINING": "1",
             "ANSIBLE_TIMEOUT": "5",
             "REMOTE_RUNS_FILE": str(counts),
-        },
+        }
+        | (settings or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
