@@ -39,7 +39,7 @@ cat /dev/zero > /mnt/full/fill || true
 """
 
 
-#: When the broker was started last, and when its last change was committed, by the clock that all hosts share.
+#: When the broker was started last, and when its last change was committed. All hosts share one clock.
 MOMENTS = (
     "systemctl show --property ExecMainStartTimestamp --timestamp=us+utc --value nanomq | "
     '(read -r day date time zone; date --date "$date $time UTC" +%s.%N); '
@@ -249,7 +249,7 @@ def test_the_strategy_free_comes_to_the_same(second_run):
     run = harden(**options)
     assert run.status == 0, run.output
     assert counts(run) == "3 changed", run.output
-    issuers = everywhere(names, "openssl x509 -in /etc/nanomq/pki/current/cert.pem -noout -issuer_hash")
+    issuers = everywhere(names, "openssl x509 -in /etc/nanomq/pki/server/current/cert.pem -noout -issuer_hash")
     assert len(set(issuers.values())) == 1
     before = starts(names)
     run = harden(**options)
