@@ -69,12 +69,14 @@ def play(
     interpreter: str = "",
     timeout: int = 300,
     killed_when=None,
+    settings: dict[str, str] | None = None,
     **variables,
 ) -> Play:
     """Run a playbook on the scenario's hosts, as an operator would, and count what it costs.
 
-    `interpreter` is the Python of the hosts, but not of the controller. `killed_when` is asked all the time, and once
-    it is true, the run and all it has started on the controller are killed.
+    `interpreter` is the Python of the hosts, but not of the controller; `settings` are ANSIBLE_* variables.
+    `killed_when` is asked all the time, and once it is true, the run and all it has started on the controller are
+    killed.
     """
     counts = pathlib.Path(INVENTORY).parent / f"runs-{time.monotonic_ns()}.jsonl"
     command = ["ansible-playbook", "-i", str(SHARED / "inventory/hosts.yml"), "-i", INVENTORY, playbook, *arguments]
@@ -99,7 +101,8 @@ def play(
             "ANSIBLE_PIPELINING": "1",
             "ANSIBLE_TIMEOUT": "5",
             "REMOTE_RUNS_FILE": str(counts),
-        },
+        }
+        | (settings or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -5,19 +5,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import hashlib
 import os
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure
+from ansible import constants as C
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
+from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem, locked, make_directories
 from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import WORK_LIMIT
 
 MODULE = "edgesec.nanomq.transaction"
 #: Seconds after the deadline in which the host must have undone the change and be back.
 GRACE = 30
+#: Seconds that a host waits for the others of its group. Less than the roles give the task: the wait gets a name.
+PATIENCE = 840
 
 
 def this_run(task_vars: dict[str, Any]) -> dict[str, Any]:
@@ -28,6 +35,23 @@ def this_run(task_vars: dict[str, Any]) -> dict[str, Any]:
         user = str(os.getuid())
     # Of the workers the parent: one number for all that a run does.
     return {"by": f"{user}@{socket.gethostname()}", "play": task_vars.get("ansible_play_name", ""), "pid": os.getppid()}
+
+
+@contextlib.contextmanager
+def alone(group: str) -> Iterator[None]:
+    """Hold the turn of a group of hosts, against all other hosts of it that runs of this account change."""
+    # A name is anything; its hash is a file name.
+    name = hashlib.sha256(group.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    path = os.path.join(os.path.expanduser(C.ANSIBLE_HOME), "edgesec-nanomq", "groups", name)
+    with contextlib.ExitStack() as held:
+        try:
+            make_directories(path, mode=0o700)
+            held.enter_context(locked(path, patience=PATIENCE))
+        except (FileProblem, OSError) as error:
+            raise AnsibleActionFail(
+                f"rollout_group {group}: this host is not changed without its turn: {error}"
+            ) from error
+        yield
 
 
 class ActionModule(ActionBase):
@@ -41,6 +65,15 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         del tmp
         args = {**self._without_secrets(dict(self._task.args)), "run": this_run(task_vars or {})}
+        group = args.pop("rollout_group", None)
+        with contextlib.ExitStack() as turn:
+            if group and not self._task.check_mode:
+                turn.enter_context(alone(str(group)))
+            result.update(self._change(args, task_vars))
+        return result
+
+    def _change(self, args: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        result: dict[str, Any] = {}
         started = time.monotonic()
         try:
             result.update(self._execute_module(module_name=MODULE, module_args=args, task_vars=task_vars))

@@ -65,6 +65,10 @@ PATH_LENGTH = 1
 BACKDATE = datetime.timedelta(hours=1)
 
 
+class Meanwhile(FileProblem):
+    """Another run has changed the directory since it was looked at; this one has changed nothing."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What a device may have: the one common name and exactly the ``names`` (normalised) that its task asks for."""
@@ -272,7 +276,7 @@ def create(
     certificates = _certify_new(pem, passphrase, common_name, valid_for, root, path_length)
     with vault.lock():
         if vault.has(CERTIFICATE) or (vault.has(KEY) and _read_key(path, KEY) != pem):
-            raise FileProblem(f"another run has made an authority in {path} meanwhile: run again")
+            raise Meanwhile(f"another run has made an authority in {path} meanwhile: run again")
         vault.change({KEY: (pem, SECRET), CERTIFICATE: (_encoded(certificates), PUBLIC)})
     return Authority(path, certificates)
 
@@ -428,7 +432,7 @@ def _locked(authority: Authority):
     vault = Vault(authority.path)
     with vault.lock():
         if load(authority.path, renewable=True) != authority:
-            raise FileProblem(f"another run has changed the authority in {authority.path} meanwhile: run again")
+            raise Meanwhile(f"another run has changed the authority in {authority.path} meanwhile: run again")
         yield vault
 
 

@@ -14,6 +14,7 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Iterator
 
 #: Keys and certificates are small. A bigger file is not one of ours, and must not fill the memory of a device.
 SIZE_LIMIT = 256 * 1024
@@ -206,23 +207,40 @@ def make_directories(path: str, *, mode: int, parent_mode: int = 0o755) -> bool:
     parent = os.path.dirname(path)
     if not os.path.isdir(parent):
         make_directories(parent, mode=parent_mode, parent_mode=parent_mode)
-    os.mkdir(path, 0o700)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if os.path.isdir(path):  # another process was faster
+            return False
+        raise
     os.chmod(path, mode)
     fsync_dir(parent)
     return True
 
 
-def wait_for_lock(descriptor: int, directory: str, patience: float) -> None:
-    """Lock an open directory against other runs. Raises FileProblem after ``patience`` seconds."""
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise FileProblem(f"another run has been working on {directory} for {patience} s") from None
-            time.sleep(0.2)
+@contextlib.contextmanager
+def locked(directory: str, *, patience: float) -> Iterator[None]:
+    """Hold the lock on a directory, against other processes of this machine that ask for it.
+
+    It belongs to the process, so that a killed one leaves none behind. Raises FileProblem after ``patience`` seconds.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        until = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise FileProblem(
+                        f"{directory} is held by another run for more than {patience:g} s: wait for it, or find it"
+                        f" with: fuser -v {directory}"
+                    ) from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _trusted_users() -> set[int]:

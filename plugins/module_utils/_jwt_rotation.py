@@ -25,17 +25,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _jwt
 from ansible_collections.edgesec.nanomq.plugins.module_utils._files import (
     FileProblem,
     fsync_dir,
+    locked,
     read_regular,
     write_atomic,
 )
@@ -62,25 +62,6 @@ class Rotation:
     def missing(self, hosts: Sequence[str]) -> list[str]:
         """The hosts that have not shown yet that they take the new key's tokens alone."""
         return sorted(set(hosts) - set(self.proven))
-
-
-@contextlib.contextmanager
-def locked(directory: str) -> Iterator[None]:
-    """One run at a time. The lock is the process's own, so that a killed run leaves none. Raises FileProblem."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        until = time.monotonic() + LOCK_LIMIT
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise FileProblem(f"another run is at {directory}: wait until it has ended") from None
-                time.sleep(0.1)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def load(pair: KeyPair) -> Rotation | None:
@@ -120,7 +101,7 @@ def begin(
     public_key = pair.load()
     if public_key is None:
         raise FileProblem(f"there is no key pair {pair.private_path} to rotate: make one first (playbook harden)")
-    with locked(pair.directory):
+    with locked(pair.directory, patience=LOCK_LIMIT):
         rotation = load(pair)
         if rotation is not None and rotation.retire:
             rotation = None if check else _retire(pair, rotation)
@@ -228,7 +209,7 @@ def finish(
         raise ValueError("hosts is empty: a rotation ends when all hosts have the new key, so say which they are")
     if pair.load() is None:
         return None, False, False
-    with locked(pair.directory):
+    with locked(pair.directory, patience=LOCK_LIMIT):
         rotation = load(pair)
         if rotation is None:
             return None, False, False

@@ -45,9 +45,9 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._files import (
     check_parents,
     fsync_dir,
     link_atomic,
+    locked,
     make_directories,
     read_regular,
-    wait_for_lock,
     write_atomic,
     write_new,
 )
@@ -302,12 +302,8 @@ class PairStore:
         if not os.path.isdir(self.directory):
             yield
             return
-        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            wait_for_lock(descriptor, self.directory, PATIENCE)
+        with locked(self.directory, patience=PATIENCE):
             yield
-        finally:
-            os.close(descriptor)
 
     def inspect(self) -> tuple[Pair | None, str]:
         """Return the pair in force, if it can be read, and why a new one is needed ('' if it is not)."""

@@ -23,9 +23,9 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._files import (
     FileProblem,
     check_vault,
     fsync_dir,
+    locked,
     make_directories,
     read_regular,
-    wait_for_lock,
     write_new,
 )
 
@@ -81,13 +81,9 @@ class Vault:
         Yields whether there was something to finish. Raises FileProblem, after PATIENCE seconds too, and OSError.
         """
         make_directories(self.path, mode=0o700)
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            wait_for_lock(descriptor, self.path, PATIENCE)
+        with locked(self.path, patience=PATIENCE):
             check_vault(self.path)
             yield self._finish()
-        finally:
-            os.close(descriptor)
 
     def change(self, files: dict[str, tuple[bytes, int]], remove: tuple[str, ...] = ()) -> None:
         """Give each file its content and mode, and remove others, all of it or nothing; the lock must be held.

@@ -125,12 +125,16 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _der, _jwt
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
     BACKENDS,
+    Backend,
     CryptoError,
     choose_backend,
     encode_passphrase,
 )
-from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
+from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem, locked, make_directories
 from ansible_collections.edgesec.nanomq.plugins.module_utils._jwt_keypair import KeyPair, check_name, check_size
+
+#: Seconds in which another run must be done with making the pair: large keys take long to find.
+PATIENCE = 120
 
 
 def run(module: AnsibleModule) -> dict:
@@ -141,7 +145,17 @@ def run(module: AnsibleModule) -> dict:
     backend = choose_backend(options["backend"])
     directory = options["path"].rstrip("/") or "/"
     pair = KeyPair(directory, options["name"], encode_passphrase(options["passphrase"]), backend)
+    if module.check_mode or (pair.load() is not None and not options["regenerate"]):
+        return keep_or_make(module, pair, backend)
+    # Two runs may come here at once, or the hosts of one: not every strategy honours run_once.
+    make_directories(directory, mode=0o700)
+    with locked(directory, patience=PATIENCE):
+        return keep_or_make(module, pair, backend)
 
+
+def keep_or_make(module: AnsibleModule, pair: KeyPair, backend: Backend) -> dict:
+    """Return the result for the pair that is there, else for a new one. Raises what `run` does."""
+    options = module.params
     public_key = pair.load()
     if os.path.lexists(pair.record_path):
         if options["regenerate"]:

@@ -204,6 +204,7 @@ reason:
   sample: "expiring: at 2036-11-21T12:00:00Z, and to be renewed from 2034-11-21T12:00:00Z"
 """
 
+import contextlib
 import dataclasses
 import datetime
 import typing
@@ -222,6 +223,9 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._vault import Vault
 
 #: An authority this near to its end is worth a warning in each run: replacing it takes planning.
 NEAR_END = datetime.timedelta(days=90)
+
+#: How often to look again after another run was faster, before that is an error.
+ATTEMPTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -439,6 +443,15 @@ class Run:
 def run(module: AnsibleModule) -> dict:
     """Bring the authority to what the options say. Raises FileProblem, CryptoError, ValueError and OSError."""
     this = Run(module)
+    for _attempt in range(ATTEMPTS):
+        # What this run was about to do another one may have done: not every strategy honours run_once.
+        with contextlib.suppress(_authority.Meanwhile):
+            return bring(this, module.check_mode)
+    return bring(this, module.check_mode)
+
+
+def bring(this: Run, check_mode: bool) -> dict:
+    """Return the result of one attempt. Raises what `run` does, and Meanwhile where another run was faster."""
     before = this.load()
     if before is not None:
         _authority.check_clock(this.path)
@@ -446,7 +459,7 @@ def run(module: AnsibleModule) -> dict:
     vault = Vault(this.path)
     unfinished = vault.exists() and vault.unfinished()
     reason = change.reason or ("unfinished: a run was cut while it changed the authority" if unfinished else "")
-    if module.check_mode:
+    if check_mode:
         return {"changed": bool(reason), "reason": reason, **describe(before, this.path)}
     if unfinished:
         with vault.lock():

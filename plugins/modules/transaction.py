@@ -179,6 +179,12 @@ options:
       - With O(state=restored) it counts where the generation, or the one in force, came about with a confirmation.
     type: int
     default: 0
+  rollout_group:
+    description:
+      - Hosts with the same name here stand in for each other, such as the two ends of a bridge. One of them at a time
+        is changed and probed, while the others wait, in all runs of one account on one controller.
+      - Not in check mode, which restarts nothing.
+    type: str
   keep:
     description: How many generations to keep, besides the host as it was found.
     type: int
@@ -576,6 +582,7 @@ def main() -> None:
             },
             "mqtt_username": {"type": "str"},
             "confirm_within": {"type": "int", "default": 0},
+            "rollout_group": {"type": "str"},
             "keep": {"type": "int", "default": 5},
             "run": {"type": "dict", "default": {}},
         },

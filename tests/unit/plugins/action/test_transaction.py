@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from types import SimpleNamespace
 
 import pytest
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible_collections.edgesec.nanomq.plugins.action import transaction as action
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _files
+from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
 from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import Change
 from ansible_collections.edgesec.nanomq.plugins.modules import transaction as module
 
@@ -188,3 +191,68 @@ def test_the_host_is_told_by_which_run(run, monkeypatch):
     monkeypatch.setattr(action.getpass, "getuser", lambda: {}["no such account"])
     assert action.this_run({"ansible_play_name": "Harden"})["by"] == f"{os.getuid()}@desk"
     assert action.this_run({"ansible_play_name": "Harden"})["play"] == "Harden"
+
+
+# --- hosts that stand in for each other -------------------------------------------------------------------------------
+
+
+class Waiting(Host):
+    """A host that is asked whether the lock of its group is held while it is changed."""
+
+    def __init__(self, home, *answers):
+        super().__init__(*answers)
+        self.home = home
+        self.free = []
+
+    def execute(self, module_name, module_args, task_vars=None):
+        for lock in self.home.glob("edgesec-nanomq/groups/*"):
+            try:
+                with _files.locked(str(lock), patience=0):
+                    self.free.append(True)
+            except FileProblem:
+                self.free.append(False)
+        return super().execute(module_name, module_args, task_vars)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setattr(action.C, "ANSIBLE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_group_has_its_turn_until_the_change_is_confirmed(run, home, monkeypatch):
+    host = Waiting(home, OPEN, {"changed": True, "generation": 7})
+    run(host, {**ARGS, "rollout_group": "pair ../../\udc80 of\n two"})
+    assert host.free == [False, False]
+    assert all("rollout_group" not in sent for sent in host.log if isinstance(sent, dict)), "no host is told"
+    (lock,) = home.glob("edgesec-nanomq/groups/*")
+    assert lock.name.isalnum()
+    with _files.locked(str(lock), patience=0):
+        pass
+
+
+@pytest.mark.parametrize("answer", [{"failed": True}, AnsibleConnectionFailure("gone")], ids=["failed", "lost"])
+def test_a_turn_ends_however_the_change_does(run, home, answer):
+    host = Waiting(home, answer)
+    with contextlib.suppress(AnsibleConnectionFailure):
+        run(host, {"name": "broker", "rollout_group": "pair"})
+    assert host.free == [False]
+    (lock,) = home.glob("edgesec-nanomq/groups/*")
+    with _files.locked(str(lock), patience=0):
+        pass
+
+
+@pytest.mark.parametrize("group", [None, ""])
+def test_without_a_group_nobody_waits(run, home, group):
+    run(Host({"changed": True}), {"name": "broker", "rollout_group": group})
+    assert list(home.iterdir()) == []
+
+
+def test_a_host_is_not_changed_without_its_turn(run, home, monkeypatch):
+    monkeypatch.setattr(action, "PATIENCE", 0)
+    host = Host({"changed": True})
+    with action.alone("pair"), pytest.raises(AnsibleActionFail, match="rollout_group pair: this host is not changed"):
+        run(host, {"name": "broker", "rollout_group": "pair"})
+    assert host.log == []
+    run(host, {"name": "broker", "rollout_group": "another"})
+    assert len(host.log) == 1

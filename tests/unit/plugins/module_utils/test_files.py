@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import stat
 from pathlib import Path
@@ -234,3 +235,43 @@ def test_a_link_is_switched_in_one_step(tmp_path, monkeypatch):
     monkeypatch.undo()
     _files.link_atomic("new", str(tmp_path / "current"))
     assert os.readlink(tmp_path / "current") == "new"
+
+
+def test_a_directory_made_by_another_process_meanwhile_is_as_good(tmp_path, monkeypatch):
+    make = os.mkdir
+    monkeypatch.setattr(os, "mkdir", lambda path, mode: (make(path, mode), make(path, mode)))
+    assert _files.make_directories(str(tmp_path / "ca"), mode=0o700) is False
+    assert stat.S_IMODE((tmp_path / "ca").stat().st_mode) == 0o700
+    (tmp_path / "file").touch()
+    monkeypatch.undo()
+    with pytest.raises(FileExistsError):
+        _files.make_directories(str(tmp_path / "file"), mode=0o700)
+
+
+def hold(directory, pipe):
+    """What a process does that holds the lock until it is killed."""
+    with _files.locked(directory, patience=5):
+        pipe.send("held")
+        pipe.recv()
+
+
+def test_a_lock_is_held_against_other_processes_and_freed_by_their_death(tmp_path):
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(str(tmp_path), theirs))
+    process.start()
+    assert ours.recv() == "held"
+    with (
+        pytest.raises(FileProblem, match=r"held by another run for more than 0\.2 s: .* fuser -v"),
+        _files.locked(str(tmp_path), patience=0.2),
+    ):
+        pass
+    process.kill()
+    process.join()
+    with _files.locked(str(tmp_path), patience=5):
+        pass
+
+
+def test_a_link_is_no_directory_to_lock(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(NotADirectoryError), _files.locked(str(tmp_path / "link"), patience=0):
+        pass

@@ -166,7 +166,7 @@ def test_another_run_is_waited_for(vault, monkeypatch):
     descriptor = os.open(vault.path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        with pytest.raises(FileProblem, match="another run has been working on"):
+        with pytest.raises(FileProblem, match="held by another run"):
             change(vault)
     finally:
         os.close(descriptor)

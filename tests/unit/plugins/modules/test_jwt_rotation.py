@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _crypto, _jwt, _jwt_rotation
-from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
+from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem, locked
 from ansible_collections.edgesec.nanomq.plugins.module_utils._jwt_keypair import KeyPair
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -495,7 +495,7 @@ def test_two_runs_at_once_make_one_key(fleets):
 def test_a_run_that_hangs_does_not_block_for_ever(fleets, monkeypatch):
     fleet = fleets()
     monkeypatch.setattr(_jwt_rotation, "LOCK_LIMIT", 0.3)
-    with _jwt_rotation.locked(fleet.pair.directory):
+    with locked(fleet.pair.directory, patience=1):
         found = []
 
         def attempt():
@@ -507,5 +507,5 @@ def test_a_run_that_hangs_does_not_block_for_ever(fleets, monkeypatch):
         thread = threading.Thread(target=attempt)
         thread.start()
         thread.join()
-    assert "another run is at" in found[0]
+    assert "held by another run" in found[0]
     assert fleet.present() == fleet.first
