@@ -271,7 +271,7 @@ def split_bind(text: Any, default: str) -> tuple:
 
 @dataclasses.dataclass(frozen=True)
 class Listener:
-    """A socket that a configuration opens. kind: tcp, ssl, ws, wss or rest; key: what decides its address."""
+    """A socket that a configuration opens. kind: tcp, ssl, ws, wss, rest or nng; key: what decides its address."""
 
     kind: str
     key: str
@@ -318,8 +318,11 @@ def listeners(conf: dict) -> list[Listener]:
     for key, child in tls_listeners(conf):
         if isinstance(get(child, "bind"), str):
             add("ssl", f"{key}.bind", get(child, "bind"), "0.0.0.0:8883")
-    if tls_listeners(conf):
+    if single_tls(conf):
         add("wss", "listeners.wss.bind", get(block, "wss", "bind"), "0.0.0.0:8086")
+    for key, url in _nng_urls(conf):
+        if url.partition("://")[0].startswith(_NNG_NETWORK):
+            add("nng", key, url.replace("://*:", "://0.0.0.0:"), "0.0.0.0:0")
     if isinstance(get(conf, "http_server"), dict):
         host = get(conf, "http_server", "ip_addr")
         given = isinstance(host, str) and host != ""
@@ -329,14 +332,32 @@ def listeners(conf: dict) -> list[Listener]:
     return found
 
 
+_NNG_NETWORK = ("tcp", "tls+tcp", "ws")
+
+
+def _nng_urls(conf: dict) -> Iterator[tuple]:
+    """(key, url) at which bridges to NNG listen."""
+    for kind in ("pub", "sub"):
+        for name, bridge in _blocks(conf, "bridges", "nng", kind):
+            url = get(bridge, f"{kind}_url")
+            if isinstance(url, str):
+                yield _join("bridges", "nng", kind, name, f"{kind}_url"), url
+
+
 def tls_listeners(conf: dict) -> list:
-    """(key, block) of the TLS listeners that are on."""
+    """(key, block) of the TLS listeners that are on. Of a named one the broker does not heed ``enable = false``."""
     block = get(conf, "listeners", "ssl")
     if not isinstance(block, dict):
         return []
-    named = [(_join("listeners", "ssl", name), child) for name, child in _blocks(block) if _on(child)]
+    named = [(_join("listeners", "ssl", name), child) for name, child in _blocks(block)]
     alone = [("listeners.ssl", block)] if _on(block) and (get(block, "bind") is not None or not named) else []
     return alone + named
+
+
+def single_tls(conf: dict) -> dict:
+    """The block of the TLS listener that has no name, {} where it is not opened; it brings WSS, and REST shows it."""
+    block = _block(conf, "listeners", "ssl")
+    return block if _on(block) and isinstance(get(block, "bind"), str) else {}
 
 
 def rest_port(conf: dict) -> int:
@@ -581,6 +602,20 @@ def _several(observation: dict) -> Iterator[str]:
         yield "processes " + ", ".join(f"{p['pid']} ({p['unit'] or 'in no unit'})" for p in found)
 
 
+@_rule(
+    "NMQ-NET-013",
+    "critical",
+    "A bridge to NNG is open to the network",
+    why="It listens and asks for no credentials: whoever connects to a sub_url publishes to every topic, whoever "
+    "connects to a pub_url reads what is forwarded, and the rules for topics are not asked.",
+    remedy="Give pub_url and sub_url an address on 127.0.0.1 or an ipc:// one in nanomq_broker_settings",
+    source="trials and nng_bridge.c: both are listeners of the broker, in 0.24.14 and later",
+)
+def _nng_beyond_loopback(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    return (x.beyond_loopback for x in listeners(conf) if x.kind == "nng" and x.beyond_loopback)
+
+
 @_outside_rule(
     "NMQ-NET-010",
     "critical",
@@ -754,9 +789,6 @@ def _bridge_urls(conf: dict) -> Iterator[tuple]:
             yield _join("bridges", kind, name, "server"), get(bridge, "server")
             for index, url in enumerate(_list(bridge, "hybrid_servers")):
                 yield _join("bridges", kind, name, "hybrid_servers", index), url
-    for kind in ("pub", "sub"):
-        for name, bridge in _blocks(conf, "bridges", "nng", kind):
-            yield _join("bridges", "nng", kind, name, f"{kind}_url"), get(bridge, f"{kind}_url")
 
 
 @_rule(

@@ -122,6 +122,7 @@ _CITED: dict[str, tuple] = {
     "NMQ-NET-010": (*_REACH, (CIS, "4.6")),
     "NMQ-NET-011": _PLAIN_MQTT,
     "NMQ-NET-012": (*_REACH, (CIS, "4.8")),
+    "NMQ-NET-013": (*_REACH, *_LEAST[1:]),
     "NMQ-SVC-001": _LEAST,
     "NMQ-SVC-002": ((IEC, "CR 2.8"), (CIS, "8.2")),
     "NMQ-SVC-003": ((IEC, "CR 2.8"), (CIS, "8.2")),

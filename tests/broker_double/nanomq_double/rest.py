@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl
 
 from . import dialect, jwt
 from .broker import Broker
-from .config import Config, tls_view
+from .config import Config, credentials, sections
 from .endpoints import ENDPOINTS
 from .sockets import listening_socket
 
@@ -131,7 +131,7 @@ class Rest:
             given = base64.b64decode(token, validate=True)
         except binascii.Error:
             return BAD_PARAMETER
-        wanted = f"{_or(http.username, 'admin')}:{_or(http.password, 'public')}".encode("utf-8", "surrogateescape")
+        wanted = ":".join(credentials(http)).encode("utf-8", "surrogateescape")
         return 0 if given.partition(b"\0")[0] == wanted else jwt.WRONG
 
     # GET
@@ -147,7 +147,7 @@ class Rest:
         if name == "configuration" and len(rest) < 2:
             return self._configuration(rest[0] if rest else None)
         if name == "bridges" and len(rest) < 2:
-            return _data({"bridge": self._sections()["bridge"]})
+            return _data({"bridge": sections(self._config)["bridge"]})
         if name == "rules" and len(rest) < 2:
             return 200, {"code": DISABLED}
         simple = {
@@ -263,7 +263,7 @@ class Rest:
         return 200, "\n".join(lines) + "\n"
 
     def _reloadable(self) -> Reply:
-        basic = self._sections()["basic"]
+        basic = sections(self._config)["basic"]
         names = (
             "property_size",
             "max_packet_size",
@@ -276,46 +276,12 @@ class Rest:
         return _data({**{name: basic[name] for name in names}, "enable_mqtt_stream": False, "bridge_mode": False})
 
     def _configuration(self, section: str | None) -> Reply:
-        sections = self._sections()
+        whole = sections(self._config)
         if section is None:
-            return _data(sections)
-        if section not in sections:
+            return _data(whole)
+        if section not in whole:
             return 404, {"code": RPC_ERROR, "data": {}}
-        return _data({section: sections[section]})
-
-    def _sections(self) -> dict[str, Any]:
-        config, http, ws = self._config, self._config.http_server, self._config.websocket
-        return {
-            "basic": {
-                "url": config.url,
-                "num_taskq_thread": config.num_taskq_thread,
-                "max_taskq_thread": config.max_taskq_thread,
-                "parallel": config.parallel,
-                "property_size": config.property_size,
-                "daemon": config.daemon,
-                "max_packet_size": config.max_packet_size // 1024,
-                "client_max_packet_size": config.client_max_packet_size // 1024,
-                "msq_len": config.msq_len,
-                "qos_duration": config.qos_duration,
-                "keepalive_backoff": config.keepalive_backoff,
-                "allow_anonymous": config.allow_anonymous,
-                "ipc_internal": config.ipc_internal,
-            },
-            "tls": tls_view(config.tls),
-            "auth": [{"login": name, "password": password} for name, password in config.auth.users],
-            "auth_http": config.auth_http,
-            "websocket": {"enable": ws.enable, "tls_enable": ws.tls_enable, "url": ws.url, "tls_url": ws.tls_url},
-            "http_server": {
-                "enable": http.enable,
-                "port": http.port,
-                "addr": http.ip_addr,
-                "username": _or(http.username, "admin"),
-                "password": _or(http.password, "public"),
-                "auth_type": "jwt" if http.auth_type == "jwt" else "basic",
-            },
-            "sqlite": config.sqlite,
-            "bridge": {"nodes": []},
-        }
+        return _data({section: whole[section]})
 
     # POST
 
@@ -347,7 +313,7 @@ class Rest:
         return 200, {"code": 0}
 
     async def _put(self, steps: list[str], _query: dict[str, str], _body: bytes) -> Reply:
-        """There is no bridge here, and no rule engine."""
+        """Bridges are shown and not kept up here, and there is no rule engine."""
         if len(steps) == 2 and steps[0] in ("rules", "bridges"):
             return (200, {"code": DISABLED}) if steps[0] == "rules" else (400, {"code": BAD_PARAMETER})
         return 404, {"code": UNKNOWN}
@@ -438,10 +404,6 @@ class Rest:
 
 def _data(value: Any) -> Reply:
     return 200, {"code": 0, "data": value}
-
-
-def _or(value: str | None, default: str) -> str:
-    return default if value is None else value
 
 
 def _json(body: bytes) -> Any:

@@ -99,6 +99,13 @@ def test_a_broker_of_defaults_shows_none_either():
     assert _running.differences(conf, running, read) == []
 
 
+def test_tls_listeners_with_names_are_not_told_and_so_no_drift():
+    conf = changed(CONF, "listeners.ssl", {"one": CONF["listeners"]["ssl"]})
+    running = changed(RUNNING, "tls", {"enable": False, "url": None})
+    assert _running.differences(conf, running, read) == []
+    assert _running.differences(conf, RUNNING, read) == ["listeners.ssl"]
+
+
 @pytest.mark.parametrize(
     ("path", "value", "found"),
     [
