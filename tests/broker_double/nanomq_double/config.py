@@ -117,6 +117,7 @@ class Config:
     auth_http: dict[str, Any] = field(default_factory=lambda: _auth_http({}, enable=False))
     sqlite: dict[str, Any] = field(default_factory=lambda: _sqlite(None))
     bridges: list[dict[str, Any]] = field(default_factory=list)
+    nng_urls: list[str] = field(default_factory=list)
     log: Log = field(default_factory=Log)
     warnings: list[str] = field(default_factory=list)
 
@@ -205,6 +206,8 @@ def read_value(config: Config, root: object, version: tuple[int, ...]) -> None:
     _read_log(config, _get(root, "log"))
     _read_auth(config, _get(root, "auth"))
     _read_bridges(config, _get(_get(root, "bridges"), "mqtt"))
+    if version >= (0, 24, 14):
+        _read_nng(config, _get(_get(root, "bridges"), "nng"))
 
 
 def _get(value: object, key: str) -> Any:
@@ -448,6 +451,16 @@ def _read_bridges(config: Config, source: object) -> None:
         if name.lower() == "cache":
             continue
         config.bridges.append({"name": name, "source": node})
+
+
+def _read_nng(config: Config, source: object) -> None:
+    """Bridges to NNG: each of them is a listener."""
+    for kind in ("pub", "sub"):
+        for _name, node in _children(_get(source, kind)):
+            url, clientid = _get(node, f"{kind}_url"), _get(node, "clientid")
+            if not isinstance(url, str) or not isinstance(clientid, str):
+                raise Crash(f"bridges.nng.{kind} without address or name")
+            config.nng_urls.append(url)
 
 
 def _sqlite(source: object) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
-from . import dialect, jwt
+from . import acl, dialect, jwt
 from .broker import Broker
 from .config import Config, credentials, sections
 from .endpoints import ENDPOINTS
@@ -27,7 +27,7 @@ from .sockets import listening_socket
 
 ROOT = "/api/v4"
 HEAD_LIMIT = 8192
-RPC_ERROR, UNKNOWN, BAD_PARAMETER, BAD_JSON, DISABLED, BAD_HOCON, NOT_WRITTEN = 101, 102, 108, 109, 111, 117, 118
+RPC_ERROR, UNKNOWN, BAD_PARAMETER, BAD_JSON, DISABLED, BAD_HOCON = 101, 102, 108, 109, 111, 117
 REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed"}
 
 Reply = tuple[int, Any]
@@ -337,7 +337,7 @@ class Rest:
             with open(self._config.conf_file or "", "wb") as file:
                 file.write(body)
         except OSError:
-            return 200, {"code": NOT_WRITTEN}
+            raise Died from None
         return 200, {"code": 0}
 
     async def _publish(self, message: dict[str, Any]) -> int:
@@ -347,7 +347,11 @@ class Rest:
         if not any(topics) or not isinstance(payload, str):
             return BAD_PARAMETER
         data = base64.b64decode(payload) if message.get("encoding") == "base64" else payload.encode()
+        # Whom the rules are asked for is what the message says of itself.
+        client = acl.Client(message.get("clientid"), None, None)
         for topic in filter(None, topics):
+            if not acl.may_use(self._config, client, "publish", topic):
+                continue
             await self._broker.publish(topic, data, qos if isinstance(qos, int) else 0, message.get("retain") is True)
         return 0
 
