@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _access, _references, _schema
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _access, _references, _schema, _versions
 
 SEVERITIES = ("low", "medium", "high", "critical")
 LAYERS = {
@@ -50,34 +50,7 @@ CLOCK_TOLERANCE = 300
 FEWEST_FILES = 4096
 TABLE = "edgesec_nanomq"
 
-FLOOR = "0.23.1"
-RECOMMENDED = "0.25.6"
-REFUSED = {"0.25.5": "a client that sends no user ends the broker, and so does a reload (issue 2417)"}
-
 Check = Callable[..., Iterable[str]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Advisory:
-    """A known weakness: versions from `since` on and below `below` have it."""
-
-    id: str
-    since: str
-    below: str
-    title: str
-
-
-ADVISORIES = (
-    Advisory("CVE-2025-59946", "0", "0.24.4", "use after free (GHSA-xg37-23w7-72p5)"),
-    Advisory("CVE-2026-21888", "0", "0.24.7", "read out of bounds by a variable-length integer (GHSA-cggc-6m7w-j7x5)"),
-    Advisory("CVE-2026-22040", "0", "0.24.7", "heap corruption; seen in 0.24.6, no fixed version is named"),
-    Advisory("CVE-2026-32696", "0", "0.24.7", "null pointer in http_auth ends the broker"),
-    Advisory("CVE-2026-25627", "0", "0.24.8", "read out of bounds by a WebSocket frame"),
-    Advisory("issue 2270", "0", "0.24.11", "heap overflow by a truncated PUBLISH; seen in 0.24.10"),
-    Advisory("issue 2341", "0", "0.24.15", "parameters injected into http_auth requests; seen in 0.24.14"),
-    Advisory("issue 2247", "0.24.1", "0.25.3", "REST call that reads any file, and overflows the heap"),
-    Advisory("issue 2373", "0", "0.25.6", "a reload says it succeeded and leaves the old ACL in force"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1293,7 +1266,7 @@ def _private_token_key_file(observation: dict) -> Iterator[str]:
     "critical",
     "REST takes a token that nobody signed",
     why="Whoever reaches the port then writes a token for it, and administers the broker.",
-    remedy=f"Install NanoMQ {RECOMMENDED} or later, and keep http_server.jwt as the role writes it",
+    remedy=f"Install NanoMQ {_versions.RECOMMENDED} or later, and keep http_server.jwt as the role writes it",
     source="RFC 8725, 2.1 and 3.1; trials: 0.25.6 refuses all three forgeries",
 )
 def _forged(observation: dict) -> Iterator[str]:
@@ -2053,21 +2026,26 @@ def _version(context: dict) -> tuple | None:
         return None
 
 
-def _below(version: tuple | None, bound: str) -> bool:
-    return version is not None and version < _schema.version_tuple(bound)
+_NEWER = f"Install NanoMQ {_versions.RECOMMENDED} or later (nanomq_broker_package, nanomq_broker_version)"
+
+
+def _state(context: dict) -> _versions.Range | None:
+    """What the collection does on the version, None where that is not known."""
+    version = _version(context)
+    return _versions.range_of(version) if version else None
 
 
 @_rule(
     "NMQ-VER-001",
     "critical",
-    f"This version ignores the address of REST: {FLOOR} is the least that can be hardened",
-    why="An older broker opens REST at 0.0.0.0 whatever ip_addr says, without a message.",
-    remedy=f"Install NanoMQ {RECOMMENDED} or later (nanomq_broker_package, nanomq_broker_version)",
-    source="trials and source: ip_addr is read from 0.23.1 on",
+    f"This version opens what its configuration closes: {_versions.FLOOR} is the least that can be hardened",
+    why=_versions.RANGES[0].why[0].upper() + _versions.RANGES[0].why[1:] + ".",
+    remedy=_NEWER,
+    source="trials: the contract on 0.22.10 and 0.23.1; source: ip_addr is read from 0.23.1 on",
 )
 def _too_old(conf: dict, context: dict) -> Iterator[str]:
     del conf
-    if _below(_version(context), FLOOR):
+    if _state(context) is _versions.RANGES[0]:
         yield f"the version is {context['version']}"
 
 
@@ -2075,16 +2053,15 @@ def _too_old(conf: dict, context: dict) -> Iterator[str]:
     "NMQ-VER-002",
     "critical",
     "This version can be ended by anybody",
-    why="; ".join(f"{version}: {why}" for version, why in REFUSED.items()),
-    remedy=f"Install NanoMQ {RECOMMENDED} or later (nanomq_broker_package, nanomq_broker_version)",
+    why="; ".join(f"{one.since}: {one.why}" for one in _versions.RANGES[1:] if one.state == _versions.REFUSED),
+    remedy=_NEWER,
     source="issue 2417 of the broker",
 )
 def _refused(conf: dict, context: dict) -> Iterator[str]:
     del conf
-    version = _version(context)
-    for refused, why in REFUSED.items():
-        if version and version[:3] == _schema.version_tuple(refused):
-            yield f"the version is {refused}: {why}"
+    state = _state(context)
+    if state in _versions.RANGES[1:] and state.state == _versions.REFUSED:
+        yield f"the version is {context['version']}: {state.why}"
 
 
 @_rule(
@@ -2092,30 +2069,30 @@ def _refused(conf: dict, context: dict) -> Iterator[str]:
     "high",
     "This version has known weaknesses",
     why="They are public, and no configuration closes them.",
-    remedy=f"Install NanoMQ {RECOMMENDED} or later (nanomq_broker_package, nanomq_broker_version)",
-    source="advisories and issues of the broker, each named in the finding",
+    remedy=_NEWER,
+    source="advisories and issues of the broker, and trials, each named in the finding",
     blocking=False,
 )
 def _advisories(conf: dict, context: dict) -> Iterator[str]:
     del conf
     version = _version(context)
-    for advisory in ADVISORIES:
-        if _below(version, advisory.below) and not _below(version, advisory.since):
+    for advisory in _versions.ADVISORIES:
+        if version and advisory.concerns(version):
             yield f"{advisory.id}: {advisory.title}"
 
 
 @_rule(
     "NMQ-VER-004",
     "high",
-    f"This version is older than {RECOMMENDED}, the one that this policy was tried on",
+    f"This version is older than {_versions.RECOMMENDED}, the one that this policy was tried on most",
     why="Its traps were looked for on that version. Before it, a reload does not take over changed topic rules.",
-    remedy=f"Install NanoMQ {RECOMMENDED} or later (nanomq_broker_package, nanomq_broker_version)",
-    source="trials on 0.25.6",
+    remedy=_NEWER,
+    source="trials: the contract on the versions that docs/versions.md lists",
     blocking=False,
 )
 def _not_recommended(conf: dict, context: dict) -> Iterator[str]:
     del conf
-    if _below(_version(context), RECOMMENDED):
+    if _state(context) in _versions.RANGES[:-1]:
         yield f"the version is {context['version']}"
 
 

@@ -10,7 +10,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _hocon, _policy, _running, _validators
+from ansible_collections.edgesec.nanomq.plugins.module_utils import (
+    _hocon,
+    _policy,
+    _running,
+    _schema,
+    _validators,
+)
 from nanomq_double import config as double
 from nanomq_double.dialect import Crash
 
@@ -59,8 +65,9 @@ def disagreements(conf: dict, version: tuple[int, ...], sections: dict, listenin
     if opened != listening:
         found.append(f"sockets: the policy says {sorted(opened)}, there are {sorted(listening)}")
     if not found:
-        # The collection itself must not cry wolf either.
-        found += [f"validator: {line}" for line in _validators.compare(conf, sections)]
+        # The collection itself must not cry wolf either. What the broker ignores is what the validator is there for.
+        if not _schema.validate(conf):
+            found += [f"validator: {line}" for line in _validators.compare(conf, sections)]
         found += [f"drift: {line}" for line in _running.differences(conf, sections, read)]
     return found
 

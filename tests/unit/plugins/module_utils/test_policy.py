@@ -178,7 +178,8 @@ def test_a_missing_firewall_is_found_when_the_caller_says_so():
     [
         ("0.22.10", {"NMQ-VER-001", "NMQ-VER-003", "NMQ-VER-004"}),
         ("0.23.0", {"NMQ-VER-001", "NMQ-VER-003", "NMQ-VER-004"}),
-        ("0.23.1", {"NMQ-VER-003", "NMQ-VER-004"}),
+        ("0.23.1", {"NMQ-VER-001", "NMQ-VER-003", "NMQ-VER-004"}),
+        ("0.24.4", {"NMQ-VER-003", "NMQ-VER-004"}),
         ("0.25.5", {"NMQ-VER-002", "NMQ-VER-003", "NMQ-VER-004"}),
         ("0.25.5-1", {"NMQ-VER-002", "NMQ-VER-003", "NMQ-VER-004"}),
         ("0.25.6", set()),
