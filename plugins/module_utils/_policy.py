@@ -342,9 +342,11 @@ def rest_port(conf: dict) -> int:
 
 
 def users(conf: dict) -> dict:
-    """{name: password} as the broker reads them: passwords that are no text are dropped."""
-    found = _block(conf, "auth", "password")
-    return {str(k): v for k, v in found.items() if str(k).lower() != "enable" and isinstance(v, str)}
+    """{name: password} as the broker reads them: passwords that are no text are dropped, and so is the switch `enable`.
+
+    With a text behind it `enable` is a user like others to the broker.
+    """
+    return {str(k): v for k, v in _block(conf, "auth", "password").items() if isinstance(v, str)}
 
 
 def _basic(conf: dict) -> bool:
@@ -2108,6 +2110,34 @@ def _unknown_version(conf: dict, context: dict) -> Iterator[str]:
     del conf
     if _version(context) is None:
         yield "neither a package nor the log tells it"
+
+
+@_rule(
+    "NMQ-VER-006",
+    "medium",
+    "Whoever reaches this listener can end the broker",
+    why="After one quick login by TLS 1.3 in fifty to a few hundred, refused or not, it aborts by heap corruption, and "
+    "every client loses its connection until systemd has started it again. No later version without it is known. Where "
+    "client certificates are required nobody gets that far without one.",
+    remedy="Set nanomq_broker_mqtt_client_certificates, or let nginx terminate TLS (nanomq_nginx_mqtt) before a plain "
+    "listener on 127.0.0.1, and name the networks that may connect in nanomq_firewall_mqtt_networks",
+    source="trials: tests/fuzz/crashes; source: the transport hands a connection on before it has counted its own use",
+    blocking=False,
+)
+def _ended_by_logins(conf: dict, context: dict) -> Iterator[str]:
+    version = _version(context)
+    if version is None or not _versions.LOGINS.concerns(version):
+        return
+    for key, block in tls_listeners(conf):
+        bind = get(block, "bind")
+        required = get(block, "verify_peer") is True and get(block, "fail_if_no_peer_cert") is True
+        if isinstance(bind, str) and not required and not is_loopback(split_bind(bind, "0.0.0.0:8883")[0]):
+            yield f"{key}: is open beyond loopback to clients without a certificate"
+
+
+@_on_host("NMQ-VER-006")
+def _ended_by_logins_on_host(observation: dict) -> Iterable[str]:
+    return _ended_by_logins(fact(observation, "conf"), {"version": fact(observation, "version")})
 
 
 # --- waivers ----------------------------------------------------------------------------------------------------------

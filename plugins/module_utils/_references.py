@@ -174,6 +174,7 @@ _CITED: dict[str, tuple] = {
     "NMQ-VER-002": ((CIS, "7.7"),),
     "NMQ-VER-003": ((CIS, "7.7"),),
     "NMQ-VER-004": ((CIS, "7.4"),),
+    "NMQ-VER-006": ((CIS, "7.7"),),
 }
 
 

@@ -62,7 +62,8 @@ def compared(conf: dict, running: dict, read: Any) -> list[tuple[str, Any, Any]]
         kind = get(conf, "http_server", "auth_type")
         pairs += [
             ("http_server.port", rest.port, _at(running, "http_server", "port")),
-            ("http_server.ip_addr", rest.host, _at(running, "http_server", "addr")),
+            # An address that is not given is null here.
+            ("http_server.ip_addr", rest.host, _at(running, "http_server", "addr") or "0.0.0.0"),
             ("http_server.auth_type", kind if kind == "jwt" else "basic", _at(running, "http_server", "auth_type")),
         ]
         for name, shipped in (("username", "admin"), ("password", "public")):

@@ -249,7 +249,12 @@ def compare(meant: dict, loaded: dict) -> list[str]:
         for key, want, have in pairs
         if want is not None and want != have
     ]
-    users = {name: value for name, value in auth.get("password", {}).items() if name != "enable"}
+    # With a text behind it `enable` is a user too.
+    users = {
+        name: value
+        for name, value in auth.get("password", {}).items()
+        if name.lower() != "enable" or isinstance(value, str)
+    }
     known = {item.get("login"): item.get("password") for item in loaded["auth"] or []}
     for name in sorted(set(users) | set(known), key=str):
         if users.get(name) != known.get(name):

@@ -82,6 +82,15 @@ class Advisory:
         return version_tuple(self.since) <= version and (not self.below or version < version_tuple(self.below))
 
 
+#: Not among the others, since what the configuration says decides who can do it; the policy has a rule for it.
+LOGINS = Advisory(
+    "trials: logins by TLS",
+    "0.25.3",
+    "",
+    "quick logins by TLS, above all refused ones, end the broker: the parameters of a connection are used after they "
+    "were freed",
+)
+
 ADVISORIES = (
     Advisory("CVE-2025-59946", "0", "0.24.4", "use after free (GHSA-xg37-23w7-72p5)"),
     Advisory("CVE-2026-21888", "0", "0.24.7", "read out of bounds by a variable-length integer (GHSA-cggc-6m7w-j7x5)"),

@@ -172,7 +172,7 @@ def reload(broker, conf):
         assert caller.exit_code() == 0
         return True
     running = broker.started[0]
-    if broker.version >= (0, 23, 1) and broker.version < (0, 24):
+    if broker.does("commands do not find the broker"):
         # It does not find the broker, whose pid file it takes away.
         assert caller.exit_code() == 1
         assert running.process.poll() is None

@@ -54,7 +54,7 @@ BEHAVIOUR = {
     "users can be replaced through REST": Behaviour("0.24.4", "code 0, and the old ones stay"),
     "a user called login ends the broker": Behaviour("0.24.4", "code 0"),
     "a bad config_update ends the broker": Behaviour("0.24.4", "status 400"),
-    "ctrl finds the broker": Behaviour("0.24.4", "0.23.1 answers 200 and does nothing"),
+    "commands do not find the broker": Behaviour("0.23.1", "they do, by its pid file", until="0.24.4"),
     "GET get_file": Behaviour("0.24.4", "no such call", until="0.24.14"),
     "auth_http.cache_ttl is shown": Behaviour("0.24.14", "it is not"),
 }

@@ -150,7 +150,11 @@ def test_every_rule_for_configurations_is_broken_by_a_test():
         {"listeners.ws": {"bind": "localhost:8083/mqtt"}},
         {"http_server.ip_addr": "localhost"},
         {"http_server.ip_addr": "[::1]"},
-        {"listeners.ssl.verify_peer": False, "listeners.ssl.fail_if_no_peer_cert": False},
+        {
+            "listeners.ssl.bind": "127.0.0.1:8883",
+            "listeners.ssl.verify_peer": False,
+            "listeners.ssl.fail_if_no_peer_cert": False,
+        },
         {"bridges.mqtt.up": {"server": "tls+mqtt-tcp://192.0.2.1:8883", "ssl": {"cacertfile": "/etc/ca.pem"}}},
         {"bridges.mqtt.up": {"server": "mqtt-tcp://192.0.2.1:1883", "enable": False}},
         {"bridges.mqtt.up.server": "mqtt-tcp://[::1]:1883"},
