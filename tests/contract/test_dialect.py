@@ -66,13 +66,17 @@ PASSWORDS = {
 
 @pytest.mark.parametrize("conf", SYNTAX_ERRORS.values(), ids=SYNTAX_ERRORS)
 def test_syntax_error(broker, connect, conf):
-    """Before 0.24.4 such a file, and one that was cut short, opens the broker to all."""
+    """Before 0.24.4 such a file, and one that was cut short, opens the broker to all.
+
+    Only a whole configuration before the error counts there, as in front of a closing brace too many.
+    """
     running = broker(conf)
     wait_for(lambda: "syntax error" in running.output)
     if broker.does("a syntax error ends the start"):
         assert running.exit_code() == 1
     else:
-        assert running.listens() == {"0.0.0.0:1883"}
+        whole = conf == SYNTAX_ERRORS["text behind a string"]
+        assert ("0.0.0.0:1883" in running.listens()) is not whole
         assert connect().outcome == "accepted"
 
 

@@ -204,6 +204,8 @@ def test_reload_and_the_rules_for_topics(broker, connect):
 
 
 def test_reload_leaves_listeners_and_rest_as_they_were(broker):
+    if not broker.does("reload works"):
+        return  # what happens instead is seen above
     running = broker(TCP + HTTP)
     other = 'listeners.tcp { bind = "127.0.0.1:1999" }\nhttp_server { port = 8081, password = "another" }\n'
     if reload(broker, other):
