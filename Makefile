@@ -57,6 +57,10 @@ browser: $(VENV)/.test $(INSTALLED) ## The audit's page in a real Chromium; scre
 contract: $(VENV)/.test $(INSTALLED) ## The broker's contract, on the double and on a real NanoMQ if there is one
 	@$(PYTEST) tests/contract
 
+.PHONY: fuzz
+fuzz: $(VENV)/.test $(INSTALLED) ## Differential fuzzing of a real NanoMQ (NANOMQ_BINARY), an hour or more; no part of `test`
+	@tests/fuzz/run
+
 .PHONY: molecule
 molecule: $(VENV)/.test $(SCANNERS)/.installed $(INSTALLED) ## Scenarios on test hosts (SCENARIOS="default ...": these only)
 	@community=$$(tests/take-collection community.crypto) && \

@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _access, _references, _schema
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _access, _references, _schema, _versions
 
 SEVERITIES = ("low", "medium", "high", "critical")
 LAYERS = {
@@ -50,34 +50,7 @@ CLOCK_TOLERANCE = 300
 FEWEST_FILES = 4096
 TABLE = "edgesec_nanomq"
 
-FLOOR = "0.23.1"
-RECOMMENDED = "0.25.6"
-REFUSED = {"0.25.5": "a client that sends no user ends the broker, and so does a reload (issue 2417)"}
-
 Check = Callable[..., Iterable[str]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Advisory:
-    """A known weakness: versions from `since` on and below `below` have it."""
-
-    id: str
-    since: str
-    below: str
-    title: str
-
-
-ADVISORIES = (
-    Advisory("CVE-2025-59946", "0", "0.24.4", "use after free (GHSA-xg37-23w7-72p5)"),
-    Advisory("CVE-2026-21888", "0", "0.24.7", "read out of bounds by a variable-length integer (GHSA-cggc-6m7w-j7x5)"),
-    Advisory("CVE-2026-22040", "0", "0.24.7", "heap corruption; seen in 0.24.6, no fixed version is named"),
-    Advisory("CVE-2026-32696", "0", "0.24.7", "null pointer in http_auth ends the broker"),
-    Advisory("CVE-2026-25627", "0", "0.24.8", "read out of bounds by a WebSocket frame"),
-    Advisory("issue 2270", "0", "0.24.11", "heap overflow by a truncated PUBLISH; seen in 0.24.10"),
-    Advisory("issue 2341", "0", "0.24.15", "parameters injected into http_auth requests; seen in 0.24.14"),
-    Advisory("issue 2247", "0.24.1", "0.25.3", "REST call that reads any file, and overflows the heap"),
-    Advisory("issue 2373", "0", "0.25.6", "a reload says it succeeded and leaves the old ACL in force"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +244,7 @@ def split_bind(text: Any, default: str) -> tuple:
 
 @dataclasses.dataclass(frozen=True)
 class Listener:
-    """A socket that a configuration opens. kind: tcp, ssl, ws, wss or rest; key: what decides its address."""
+    """A socket that a configuration opens. kind: tcp, ssl, ws, wss, rest or nng; key: what decides its address."""
 
     kind: str
     key: str
@@ -318,8 +291,11 @@ def listeners(conf: dict) -> list[Listener]:
     for key, child in tls_listeners(conf):
         if isinstance(get(child, "bind"), str):
             add("ssl", f"{key}.bind", get(child, "bind"), "0.0.0.0:8883")
-    if tls_listeners(conf):
+    if single_tls(conf):
         add("wss", "listeners.wss.bind", get(block, "wss", "bind"), "0.0.0.0:8086")
+    for key, url in _nng_urls(conf):
+        if url.partition("://")[0].startswith(_NNG_NETWORK):
+            add("nng", key, url.replace("://*:", "://0.0.0.0:"), "0.0.0.0:0")
     if isinstance(get(conf, "http_server"), dict):
         host = get(conf, "http_server", "ip_addr")
         given = isinstance(host, str) and host != ""
@@ -329,14 +305,32 @@ def listeners(conf: dict) -> list[Listener]:
     return found
 
 
+_NNG_NETWORK = ("tcp", "tls+tcp", "ws")
+
+
+def _nng_urls(conf: dict) -> Iterator[tuple]:
+    """(key, url) at which bridges to NNG listen."""
+    for kind in ("pub", "sub"):
+        for name, bridge in _blocks(conf, "bridges", "nng", kind):
+            url = get(bridge, f"{kind}_url")
+            if isinstance(url, str):
+                yield _join("bridges", "nng", kind, name, f"{kind}_url"), url
+
+
 def tls_listeners(conf: dict) -> list:
-    """(key, block) of the TLS listeners that are on."""
+    """(key, block) of the TLS listeners that are on. Of a named one the broker does not heed ``enable = false``."""
     block = get(conf, "listeners", "ssl")
     if not isinstance(block, dict):
         return []
-    named = [(_join("listeners", "ssl", name), child) for name, child in _blocks(block) if _on(child)]
+    named = [(_join("listeners", "ssl", name), child) for name, child in _blocks(block)]
     alone = [("listeners.ssl", block)] if _on(block) and (get(block, "bind") is not None or not named) else []
     return alone + named
+
+
+def single_tls(conf: dict) -> dict:
+    """The block of the TLS listener that has no name, {} where it is not opened; it brings WSS, and REST shows it."""
+    block = _block(conf, "listeners", "ssl")
+    return block if _on(block) and isinstance(get(block, "bind"), str) else {}
 
 
 def rest_port(conf: dict) -> int:
@@ -348,9 +342,11 @@ def rest_port(conf: dict) -> int:
 
 
 def users(conf: dict) -> dict:
-    """{name: password} as the broker reads them: passwords that are no text are dropped."""
-    found = _block(conf, "auth", "password")
-    return {str(k): v for k, v in found.items() if str(k).lower() != "enable" and isinstance(v, str)}
+    """{name: password} as the broker reads them: passwords that are no text are dropped, and so is the switch `enable`.
+
+    With a text behind it `enable` is a user like others to the broker.
+    """
+    return {str(k): v for k, v in _block(conf, "auth", "password").items() if isinstance(v, str)}
 
 
 def _basic(conf: dict) -> bool:
@@ -581,6 +577,20 @@ def _several(observation: dict) -> Iterator[str]:
         yield "processes " + ", ".join(f"{p['pid']} ({p['unit'] or 'in no unit'})" for p in found)
 
 
+@_rule(
+    "NMQ-NET-013",
+    "critical",
+    "A bridge to NNG is open to the network",
+    why="It listens and asks for no credentials: whoever connects to a sub_url publishes to every topic, whoever "
+    "connects to a pub_url reads what is forwarded, and the rules for topics are not asked.",
+    remedy="Give pub_url and sub_url an address on 127.0.0.1 or an ipc:// one in nanomq_broker_settings",
+    source="trials and nng_bridge.c: both are listeners of the broker, in 0.24.14 and later",
+)
+def _nng_beyond_loopback(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    return (x.beyond_loopback for x in listeners(conf) if x.kind == "nng" and x.beyond_loopback)
+
+
 @_outside_rule(
     "NMQ-NET-010",
     "critical",
@@ -754,9 +764,6 @@ def _bridge_urls(conf: dict) -> Iterator[tuple]:
             yield _join("bridges", kind, name, "server"), get(bridge, "server")
             for index, url in enumerate(_list(bridge, "hybrid_servers")):
                 yield _join("bridges", kind, name, "hybrid_servers", index), url
-    for kind in ("pub", "sub"):
-        for name, bridge in _blocks(conf, "bridges", "nng", kind):
-            yield _join("bridges", "nng", kind, name, f"{kind}_url"), get(bridge, f"{kind}_url")
 
 
 @_rule(
@@ -1261,7 +1268,7 @@ def _private_token_key_file(observation: dict) -> Iterator[str]:
     "critical",
     "REST takes a token that nobody signed",
     why="Whoever reaches the port then writes a token for it, and administers the broker.",
-    remedy=f"Install NanoMQ {RECOMMENDED} or later, and keep http_server.jwt as the role writes it",
+    remedy=f"Install NanoMQ {_versions.RECOMMENDED} or later, and keep http_server.jwt as the role writes it",
     source="RFC 8725, 2.1 and 3.1; trials: 0.25.6 refuses all three forgeries",
 )
 def _forged(observation: dict) -> Iterator[str]:
@@ -2021,21 +2028,26 @@ def _version(context: dict) -> tuple | None:
         return None
 
 
-def _below(version: tuple | None, bound: str) -> bool:
-    return version is not None and version < _schema.version_tuple(bound)
+_NEWER = f"Install NanoMQ {_versions.RECOMMENDED} or later (nanomq_broker_package, nanomq_broker_version)"
+
+
+def _state(context: dict) -> _versions.Range | None:
+    """What the collection does on the version, None where that is not known."""
+    version = _version(context)
+    return _versions.range_of(version) if version else None
 
 
 @_rule(
     "NMQ-VER-001",
     "critical",
-    f"This version ignores the address of REST: {FLOOR} is the least that can be hardened",
-    why="An older broker opens REST at 0.0.0.0 whatever ip_addr says, without a message.",
-    remedy=f"Install NanoMQ {RECOMMENDED} or later (nanomq_broker_package, nanomq_broker_version)",
-    source="trials and source: ip_addr is read from 0.23.1 on",
+    f"This version opens what its configuration closes: {_versions.FLOOR} is the least that can be hardened",
+    why=_versions.RANGES[0].why[0].upper() + _versions.RANGES[0].why[1:] + ".",
+    remedy=_NEWER,
+    source="trials: the contract on 0.22.10 and 0.23.1; source: ip_addr is read from 0.23.1 on",
 )
 def _too_old(conf: dict, context: dict) -> Iterator[str]:
     del conf
-    if _below(_version(context), FLOOR):
+    if _state(context) is _versions.RANGES[0]:
         yield f"the version is {context['version']}"
 
 
@@ -2043,16 +2055,15 @@ def _too_old(conf: dict, context: dict) -> Iterator[str]:
     "NMQ-VER-002",
     "critical",
     "This version can be ended by anybody",
-    why="; ".join(f"{version}: {why}" for version, why in REFUSED.items()),
-    remedy=f"Install NanoMQ {RECOMMENDED} or later (nanomq_broker_package, nanomq_broker_version)",
+    why="; ".join(f"{one.since}: {one.why}" for one in _versions.RANGES[1:] if one.state == _versions.REFUSED),
+    remedy=_NEWER,
     source="issue 2417 of the broker",
 )
 def _refused(conf: dict, context: dict) -> Iterator[str]:
     del conf
-    version = _version(context)
-    for refused, why in REFUSED.items():
-        if version and version[:3] == _schema.version_tuple(refused):
-            yield f"the version is {refused}: {why}"
+    state = _state(context)
+    if state in _versions.RANGES[1:] and state.state == _versions.REFUSED:
+        yield f"the version is {context['version']}: {state.why}"
 
 
 @_rule(
@@ -2060,30 +2071,30 @@ def _refused(conf: dict, context: dict) -> Iterator[str]:
     "high",
     "This version has known weaknesses",
     why="They are public, and no configuration closes them.",
-    remedy=f"Install NanoMQ {RECOMMENDED} or later (nanomq_broker_package, nanomq_broker_version)",
-    source="advisories and issues of the broker, each named in the finding",
+    remedy=_NEWER,
+    source="advisories and issues of the broker, and trials, each named in the finding",
     blocking=False,
 )
 def _advisories(conf: dict, context: dict) -> Iterator[str]:
     del conf
     version = _version(context)
-    for advisory in ADVISORIES:
-        if _below(version, advisory.below) and not _below(version, advisory.since):
+    for advisory in _versions.ADVISORIES:
+        if version and advisory.concerns(version):
             yield f"{advisory.id}: {advisory.title}"
 
 
 @_rule(
     "NMQ-VER-004",
     "high",
-    f"This version is older than {RECOMMENDED}, the one that this policy was tried on",
+    f"This version is older than {_versions.RECOMMENDED}, the one that this policy was tried on most",
     why="Its traps were looked for on that version. Before it, a reload does not take over changed topic rules.",
-    remedy=f"Install NanoMQ {RECOMMENDED} or later (nanomq_broker_package, nanomq_broker_version)",
-    source="trials on 0.25.6",
+    remedy=_NEWER,
+    source="trials: the contract on the versions that docs/versions.md lists",
     blocking=False,
 )
 def _not_recommended(conf: dict, context: dict) -> Iterator[str]:
     del conf
-    if _below(_version(context), RECOMMENDED):
+    if _state(context) in _versions.RANGES[:-1]:
         yield f"the version is {context['version']}"
 
 
@@ -2099,6 +2110,34 @@ def _unknown_version(conf: dict, context: dict) -> Iterator[str]:
     del conf
     if _version(context) is None:
         yield "neither a package nor the log tells it"
+
+
+@_rule(
+    "NMQ-VER-006",
+    "medium",
+    "Whoever reaches this listener can end the broker",
+    why="After one quick login by TLS 1.3 in fifty to a few hundred, refused or not, it aborts by heap corruption, and "
+    "every client loses its connection until systemd has started it again. No later version without it is known. Where "
+    "client certificates are required nobody gets that far without one.",
+    remedy="Set nanomq_broker_mqtt_client_certificates, or let nginx terminate TLS (nanomq_nginx_mqtt) before a plain "
+    "listener on 127.0.0.1, and name the networks that may connect in nanomq_firewall_mqtt_networks",
+    source="trials: tests/fuzz/crashes; source: the transport hands a connection on before it has counted its own use",
+    blocking=False,
+)
+def _ended_by_logins(conf: dict, context: dict) -> Iterator[str]:
+    version = _version(context)
+    if version is None or not _versions.LOGINS.concerns(version):
+        return
+    for key, block in tls_listeners(conf):
+        bind = get(block, "bind")
+        required = get(block, "verify_peer") is True and get(block, "fail_if_no_peer_cert") is True
+        if isinstance(bind, str) and not required and not is_loopback(split_bind(bind, "0.0.0.0:8883")[0]):
+            yield f"{key}: is open beyond loopback to clients without a certificate"
+
+
+@_on_host("NMQ-VER-006")
+def _ended_by_logins_on_host(observation: dict) -> Iterable[str]:
+    return _ended_by_logins(fact(observation, "conf"), {"version": fact(observation, "version")})
 
 
 # --- waivers ----------------------------------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ _CITED: dict[str, tuple] = {
     "NMQ-NET-010": (*_REACH, (CIS, "4.6")),
     "NMQ-NET-011": _PLAIN_MQTT,
     "NMQ-NET-012": (*_REACH, (CIS, "4.8")),
+    "NMQ-NET-013": (*_REACH, *_LEAST[1:]),
     "NMQ-SVC-001": _LEAST,
     "NMQ-SVC-002": ((IEC, "CR 2.8"), (CIS, "8.2")),
     "NMQ-SVC-003": ((IEC, "CR 2.8"), (CIS, "8.2")),
@@ -173,6 +174,7 @@ _CITED: dict[str, tuple] = {
     "NMQ-VER-002": ((CIS, "7.7"),),
     "NMQ-VER-003": ((CIS, "7.7"),),
     "NMQ-VER-004": ((CIS, "7.4"),),
+    "NMQ-VER-006": ((CIS, "7.7"),),
 }
 
 

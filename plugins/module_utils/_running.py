@@ -62,7 +62,8 @@ def compared(conf: dict, running: dict, read: Any) -> list[tuple[str, Any, Any]]
         kind = get(conf, "http_server", "auth_type")
         pairs += [
             ("http_server.port", rest.port, _at(running, "http_server", "port")),
-            ("http_server.ip_addr", rest.host, _at(running, "http_server", "addr")),
+            # An address that is not given is null here.
+            ("http_server.ip_addr", rest.host, _at(running, "http_server", "addr") or "0.0.0.0"),
             ("http_server.auth_type", kind if kind == "jwt" else "basic", _at(running, "http_server", "auth_type")),
         ]
         for name, shipped in (("username", "admin"), ("password", "public")):
@@ -70,10 +71,11 @@ def compared(conf: dict, running: dict, read: Any) -> list[tuple[str, Any, Any]]
             pairs.append(
                 (f"http_server.{name}", value if isinstance(value, str) else shipped, _at(running, "http_server", name))
             )
-    listening = _policy.tls_listeners(conf)
-    pairs.append(("listeners.ssl", bool(listening), bool(_at(running, "tls", "enable"))))
-    if len(listening) == 1:
-        pairs += _listener(*listening[0], running, read)
+    # Of TLS listeners with a name REST tells nothing.
+    single = _policy.single_tls(conf)
+    pairs.append(("listeners.ssl", bool(single), bool(_at(running, "tls", "enable"))))
+    if single:
+        pairs += _listener("listeners.ssl", single, running, read)
     wanted_bridges = {
         name: (get(block, "enable") is not False, get(block, "server")) for name, block in _policy.mqtt_bridges(conf)
     }

@@ -25,7 +25,7 @@ class Key:
     """One key of nanomq.conf.
 
     path: ``section.<name>.list[].key``
-    type: bool, int, float, port, size, time, time_ms, str, affix, bind, address or enum
+    type: bool, int, float, port, size, time, time_ms, str, affix, param, bind, address or enum
     default: what the broker uses when the key is absent; a text where that is computed, None for nothing
     unit: of a bare number (``bytes``, ``ms``, ``s``)
     since: first version that reads the key; None: older than any supported version
@@ -124,7 +124,7 @@ def _http_request(prefix: str) -> list[Key]:
             ("headers.<name>", "str", None, {"secret": True}),
             (
                 "params.<name>",
-                "str",
+                "param",
                 None,
                 {
                     "note": "%u user, %P password, %c client id, %a address, %p port, %t topic, %A access, "
@@ -435,7 +435,7 @@ KEYS: tuple[Key, ...] = (
         for key in _keys(
             f"bridges.nng.{kind}.<name>",
             ("clientid", "str"),
-            (f"{kind}_url", "str"),
+            (f"{kind}_url", "str", None, {"note": "the broker listens there, and asks for no credentials"}),
             (f"{topics}.remote_topic", "str"),
             (f"{topics}.local_topic", "str"),
             (f"{topics}.nng_delimiter", "str"),
@@ -493,6 +493,10 @@ _REQUIRED: dict[str, tuple] = {
     "preset.session.<name>.topic[]": (("remote_topic",), "the broker crashes without it"),
     "bridges.mqtt.<name>": (("server",), "the broker exits without it"),
     "bridges.aws.<name>": (("server",), "the broker exits without it"),
+    **{
+        f"bridges.nng.{kind}.<name>": (("clientid", f"{kind}_url"), "the broker crashes without it")
+        for kind in ("pub", "sub")
+    },
     "listeners.ws": (("bind",), "the broker binds to 0.0.0.0:8083 without it"),
     "listeners.wss": (("bind",), "the broker binds to 0.0.0.0:8086 without it"),
     "listeners.tcp.<name>": (("bind",), "the broker opens no listener without it"),
@@ -654,6 +658,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _TIME = re.compile(r"(\d{1,10})([smhd])\Z", re.ASCII)
 _TIME_MS = re.compile(r"(\d{1,13})(ms|s|m|h|d)\Z", re.ASCII)
 _SIZE = re.compile(r"(\d{1,13})(b|kb|mb|gb)\Z", re.ASCII | re.I)
+_PARAM = re.compile(r"%[AucaPpCdtmr]\Z")
 _BIND = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._*-]+):(\d{1,5})(/[^\s]*)?\Z", re.ASCII)
 _SECONDS = {"ms": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"b": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30}
@@ -739,6 +744,15 @@ def _check_affix(key: Key, value) -> str | None:
     return problem
 
 
+def _check_param(key: Key, value) -> str | None:
+    problem = _check_str(key, value)
+    if problem is None and not _PARAM.match(value):
+        return (
+            "must be one of the placeholders (%u, %P, %c ...) and nothing else: the broker drops the entry, or cuts it"
+        )
+    return problem
+
+
 def _check_enum(key: Key, value) -> str | None:
     if value in key.choices and isinstance(value, str):
         return None
@@ -778,6 +792,8 @@ def _check_bind(key: Key, value) -> str | None:
     found = _BIND.match(value)
     if not found:
         return "must be host:port or host:port/path, such as 127.0.0.1:8883"
+    if found.group(3) and not key.path.startswith(("listeners.ws.", "listeners.wss.")):
+        return "must have no path: the broker exits"
     return None if 1 <= int(found.group(2)) <= UINT16 else "must have a port from 1 to 65535"
 
 
@@ -806,6 +822,7 @@ _CHECKS = {
     "port": _check_port,
     "str": _check_str,
     "affix": _check_affix,
+    "param": _check_param,
     "enum": _check_enum,
     "time": _check_time,
     "time_ms": _check_time_ms,

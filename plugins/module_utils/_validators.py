@@ -216,18 +216,21 @@ def compare(meant: dict, loaded: dict) -> list[str]:
     http, auth, listeners = meant.get("http_server", {}), meant.get("auth", {}), meant.get("listeners", {})
     tls, wss, system, mqtt = listeners.get("ssl"), listeners.get("wss"), meant.get("system", {}), meant.get("mqtt", {})
     basic = loaded["basic"]
+    # It calls itself basic without authentication too, which is seen by how it answers.
+    http_type = "basic" if http.get("auth_type") == "no_auth" else http.get("auth_type")
     pairs = [
         ("http_server.port", http.get("port"), loaded["http_server"].get("port")),
         ("http_server.ip_addr", http.get("ip_addr"), loaded["http_server"].get("addr")),
-        ("http_server.auth_type", http.get("auth_type"), loaded["http_server"].get("auth_type")),
+        ("http_server.auth_type", http_type, loaded["http_server"].get("auth_type")),
         ("auth.allow_anonymous", auth.get("allow_anonymous"), basic.get("allow_anonymous")),
         ("system.enable_ipc_internal", system.get("enable_ipc_internal"), basic.get("ipc_internal")),
         ("mqtt.property_size", mqtt.get("property_size"), basic.get("property_size")),
         ("mqtt.max_mqueue_len", mqtt.get("max_mqueue_len"), basic.get("msq_len")),
     ]
-    if tls:
+    # The broker shows the TLS listener without a name alone.
+    if tls and "bind" in tls:
         pairs += [
-            ("listeners.ssl", True, loaded["tls"].get("enable")),
+            ("listeners.ssl", tls.get("enable", True), loaded["tls"].get("enable")),
             ("listeners.ssl.verify_peer", tls.get("verify_peer"), loaded["tls"].get("verify_peer")),
             (
                 "listeners.ssl.fail_if_no_peer_cert",
@@ -246,7 +249,12 @@ def compare(meant: dict, loaded: dict) -> list[str]:
         for key, want, have in pairs
         if want is not None and want != have
     ]
-    users = {name: value for name, value in auth.get("password", {}).items() if name != "enable"}
+    # With a text behind it `enable` is a user too.
+    users = {
+        name: value
+        for name, value in auth.get("password", {}).items()
+        if name.lower() != "enable" or isinstance(value, str)
+    }
     known = {item.get("login"): item.get("password") for item in loaded["auth"] or []}
     for name in sorted(set(users) | set(known), key=str):
         if users.get(name) != known.get(name):

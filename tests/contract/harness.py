@@ -21,6 +21,7 @@ from typing import Any
 
 import paho.mqtt.client as paho
 import pytest
+from versions import BEHAVIOUR
 
 DOUBLE = Path(__file__).resolve().parents[1] / "broker_double"
 # Where the private /tmp shows the double, its Python and its libraries: within reach of every user.
@@ -172,6 +173,10 @@ class Starter:
     def version(self) -> tuple[int, ...]:
         return self.kind.version
 
+    def does(self, behaviour: str) -> bool:
+        """Whether this version behaves so; see versions.py."""
+        return BEHAVIOUR[behaviour].holds(self.version)
+
     def write(self, conf: str | bytes, name: str = "nanomq.conf") -> Path:
         path = self.directory / name
         path.write_bytes(conf if isinstance(conf, bytes) else conf.encode())
@@ -305,3 +310,13 @@ class Client:
     def close(self) -> None:
         self.paho.disconnect()
         self.paho.loop(0.01)
+
+
+def refused(broker: Starter, user: tuple[str, str] | None, version: int = paho.MQTTv311) -> str | int:
+    """What a client sees that is turned away: a closed connection, before 0.25.3 mostly a code first."""
+    if broker.does("a refusal closes without a word"):
+        return "closed"
+    named = user is not None
+    if broker.does("anonymous clients need users to be shut out") and named and not user[1]:
+        return 129 if version == paho.MQTTv5 else "closed"
+    return 135 if named and user[1] and version != paho.MQTTv5 else 134

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import ssl
 
@@ -55,9 +56,46 @@ def test_plain_listeners(broker, conf, addresses):
     assert broker(QUIET + conf + "\n").listens() == addresses
 
 
+def websocket(broker, address="127.0.0.1"):
+    """The socket that comes with listeners.ssl."""
+    return {f"{address}:{WSS_PORT}"} if broker.does("TLS brings a websocket") else set()
+
+
 def test_tls_opens_a_websocket_that_nobody_asked_for(broker):
     block = ssl_block(broker.directory).partition("listeners.wss")[0]
-    assert broker(QUIET + block).listens() == {f"127.0.0.1:{TLS_PORT}", f"0.0.0.0:{WSS_PORT}"}
+    assert broker(QUIET + block).listens() == {f"127.0.0.1:{TLS_PORT}", *websocket(broker, "0.0.0.0")}
+
+
+def test_a_tls_listener_with_a_name_opens_none(broker):
+    block = ssl_block(broker.directory).partition("listeners.wss")[0].replace("{", "{ one {", 1).replace("}", "} }", 1)
+    assert broker(QUIET + block).listens() == {f"127.0.0.1:{TLS_PORT}"}
+
+
+def test_a_tls_listener_with_a_name_cannot_be_switched_off(broker):
+    block = ssl_block(broker.directory, lines="enable = false").partition("listeners.wss")[0]
+    block = block.replace("{", "{ one {", 1).replace("}", "} }", 1)
+    assert broker(QUIET + block).listens() == {f"127.0.0.1:{TLS_PORT}"}
+
+
+@pytest.mark.parametrize("kind", ["tcp", "ssl"])
+def test_an_address_with_a_path_ends_the_start(broker, kind):
+    assert broker(QUIET + f'listeners.{kind} {{ bind = "127.0.0.1:1883/mqtt" }}\n').exit_code() == 1
+
+
+@pytest.mark.parametrize("kind", ["pub", "sub"])
+def test_a_bridge_to_nng_listens(broker, kind):
+    conf = f'bridges.nng.{kind}.x {{ clientid = "x", {kind}_url = "tcp://0.0.0.0:7000" }}\n'
+    opened = {"0.0.0.0:7000"} if broker.does("NNG bridges") else set()
+    assert broker(QUIET + TCP + conf).listens() == {LOOPBACK_TCP, *opened}
+
+
+@pytest.mark.parametrize("line", ['pub_url = "tcp://127.0.0.1:7000"', 'clientid = "x"'], ids=["no name", "no address"])
+def test_a_bridge_to_nng_without_name_or_address_crashes(broker, line):
+    running = broker(QUIET + TCP + f"bridges.nng.pub.x {{ {line} }}\n")
+    if broker.does("NNG bridges"):
+        assert running.exit_code() == -signal.SIGSEGV
+    else:
+        assert running.listens() == {LOOPBACK_TCP}
 
 
 def test_tls_without_bind_is_not_opened(broker):
@@ -67,11 +105,13 @@ def test_tls_without_bind_is_not_opened(broker):
 
 def test_tls_can_be_switched_off(broker):
     block = ssl_block(broker.directory, lines="enable = false")
-    assert broker(QUIET + TCP + block).listens() == {LOOPBACK_TCP}
+    heeded = broker.does("listeners.ssl.enable is heeded")
+    opened = set() if heeded else {f"127.0.0.1:{TLS_PORT}", *websocket(broker)}
+    assert broker(QUIET + TCP + block).listens() == {LOOPBACK_TCP, *opened}
 
 
 def test_tls_alone_opens_no_plain_listener(broker):
-    addresses = {f"127.0.0.1:{TLS_PORT}", f"127.0.0.1:{WSS_PORT}"}
+    addresses = {f"127.0.0.1:{TLS_PORT}", *websocket(broker)}
     assert broker(QUIET + ssl_block(broker.directory)).listens() == addresses
 
 
@@ -83,7 +123,7 @@ def test_the_configuration_tells_the_private_key(broker):
     assert tls["url"] == f"tls+nmq-tcp://127.0.0.1:{TLS_PORT}"
     assert running.section("websocket") == {
         "enable": False,
-        "tls_enable": True,
+        **({"tls_enable": True} if broker.does("TLS brings a websocket") else {}),
         "url": None,
         "tls_url": f"nmq-wss://127.0.0.1:{WSS_PORT}/mqtt",
     }
@@ -102,7 +142,7 @@ def test_keys_that_work(broker, connect, kind, form, lines):
     pair = certificate(kind=kind)
     broker(QUIET + ssl_block(broker.directory, pair, key=private_pem(pair.key, **form), lines=lines))
     assert admitted(connect, broker.directory)
-    assert admitted(connect, broker.directory, WSS_PORT)
+    assert admitted(connect, broker.directory, WSS_PORT) is broker.does("TLS brings a websocket")
 
 
 BAD = {
@@ -144,6 +184,8 @@ MUTUAL = {
 @pytest.mark.parametrize("port", [TLS_PORT, WSS_PORT], ids=["tls", "websocket"])
 def test_client_certificates(broker, connect, port, lines, ca, expected):
     broker(QUIET + ssl_block(broker.directory, lines=lines, ca=ca))
+    if port == WSS_PORT and not broker.does("TLS brings a websocket"):
+        expected = (False, False, False)
     pairs = (None, certificate("evil", issuer="evil authority"), certificate("client"))
     assert tuple(admitted(connect, broker.directory, port, pair) for pair in pairs) == expected
 
@@ -164,6 +206,17 @@ def test_versions_of_tls(broker, version, works):
         else:
             with pytest.raises(ssl.SSLError):
                 context.wrap_socket(plain)
+
+
+@pytest.mark.parametrize("cipher", ["AES128-SHA", "ECDHE-RSA-AES128-SHA", "ECDHE-RSA-AES256-GCM-SHA384"])
+def test_suites_of_tls_1_2(broker, cipher):
+    """Even those without forward secrecy, or with CBC and SHA-1: no key of the configuration says otherwise."""
+    pair = certificate(kind="rsa")
+    broker(QUIET + ssl_block(broker.directory, pair))
+    context = client_context(broker.directory, maximum_version=ssl.TLSVersion.TLSv1_2)
+    context.set_ciphers(f"{cipher}:@SECLEVEL=0")
+    with socket.create_connection(("127.0.0.1", TLS_PORT), 5) as plain, context.wrap_socket(plain) as wrapped:
+        assert wrapped.cipher()[0] == cipher
 
 
 def handshake(path, **headers):

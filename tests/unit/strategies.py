@@ -46,6 +46,11 @@ def _ports() -> st.SearchStrategy:
     return st.integers(1, 65535)
 
 
+def _binds(key) -> st.SearchStrategy:
+    path = "/mqtt" if key.path.startswith("listeners.ws") else ""
+    return st.builds("127.0.0.1:{}".format, _ports()) | st.builds(("[::1]:{}" + path).format, _ports())
+
+
 def _value(key) -> st.SearchStrategy:
     quantities = {"time": (_schema._TIME, "smhd"), "time_ms": (_schema._TIME_MS, ("ms", "s", "m"))}
     if key.type in quantities:
@@ -62,8 +67,9 @@ def _value(key) -> st.SearchStrategy:
         "port": _ports(),
         "str": texts,
         "affix": texts.map(lambda text: text.replace("+", "").replace("#", "")),
+        "param": st.sampled_from([f"%{letter}" for letter in "AucaPpCdtmr"]),
         "enum": st.sampled_from(key.choices or ("",)),
-        "bind": st.builds("127.0.0.1:{}".format, _ports()) | st.builds("[::1]:{}/mqtt".format, _ports()),
+        "bind": _binds(key),
         "address": st.sampled_from(("127.0.0.1", "localhost", "[::1]", "10.0.0.1")),
     }[key.type]
 

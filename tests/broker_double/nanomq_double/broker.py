@@ -6,6 +6,7 @@ import asyncio
 import base64
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from . import acl, wire
 from .config import Config, Tls
 from .sockets import listening_socket
 
+_NETWORK = ("tcp://", "tls+tcp://", "ws://")
 _ED25519 = bytes.fromhex("06032b6570")
 
 
@@ -31,8 +33,11 @@ class NanomqPlugin(BaseAuthPlugin, BaseTopicPlugin):
 
     rules: Any = None
     sessions: Any = None
+    trace: Any = None
 
     async def authenticate(self, *, session: Any) -> bool:
+        # What a client sends as its password is logged, right or wrong.
+        self.trace(f"conn_param: username: {session.username}, password: {session.password}")
         return acl.may_connect(self.rules, session.username, session.password)
 
     async def topic_filtering(self, *, session: Any = None, topic: str = "", action: Any = None) -> bool:
@@ -48,6 +53,10 @@ class NanomqPlugin(BaseAuthPlugin, BaseTopicPlugin):
         return allowed
 
 
+async def _hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
 async def _disconnect(writer: Any) -> None:
     """Turn a client away as MQTT 5 does, in whatever version it speaks."""
     if writer is not None:
@@ -59,9 +68,10 @@ async def _disconnect(writer: Any) -> None:
 class Broker:
     """The broker of `config`; `start` raises `OSError` where a listener cannot be opened."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, trace: Callable[[str], None]) -> None:
         self._config = config
         NanomqPlugin.rules = config
+        NanomqPlugin.trace = staticmethod(trace)
         self.mqtt = MqttBroker(
             {
                 "listeners": {"default": {"type": "external", "bind": "none"}},
@@ -89,6 +99,12 @@ class Broker:
             if config.websocket.tls_enable:
                 await self._listen_websocket(config.websocket.tls_url, config.tls)
 
+        for url in config.nng_urls:
+            if url.startswith(_NETWORK):
+                # It listens; what would be exchanged there is not played.
+                server = await asyncio.start_server(_hang_up, sock=listening_socket(url))
+                self._servers.append(server)
+
     def clients(self) -> list[Any]:
         """Sessions of the clients that are connected."""
         return [
@@ -103,6 +119,8 @@ class Broker:
             await self.mqtt.retain_message(None, topic, payload, min(qos, 2))
 
     async def _listen(self, url: str, tls: Tls | None) -> None:
+        if urlsplit(url).path:
+            raise OSError("Address invalid")
         serve = partial(wire.serve_stream, self._serve)
         self._servers.append(
             await asyncio.start_server(serve, sock=listening_socket(url), ssl=tls and server_context(tls))
@@ -136,6 +154,8 @@ def server_context(tls: Tls) -> ssl.SSLContext:
     """Context of a TLS listener. Bad material is no error: the listener opens, and every handshake fails."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Old suites too, as long as they are of TLS 1.2.
+    context.set_ciphers("DEFAULT:AES128-SHA:@SECLEVEL=0")
     if tls.verify_peer and tls.fail_if_no_peer_cert:
         context.verify_mode = ssl.CERT_REQUIRED
     try:

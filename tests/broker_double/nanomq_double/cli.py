@@ -162,7 +162,7 @@ def _start(argv: list[str], version: str) -> int:
 async def _run(config: Config, version: str, argv: list[str], log: _Log) -> None:
     from .broker import Broker
 
-    broker = Broker(config)
+    broker = Broker(config, lambda text: log.write("TRACE", text))
     await broker.start()
     if config.http_server.enable:
         from .rest import Rest

@@ -117,6 +117,7 @@ class Config:
     auth_http: dict[str, Any] = field(default_factory=lambda: _auth_http({}, enable=False))
     sqlite: dict[str, Any] = field(default_factory=lambda: _sqlite(None))
     bridges: list[dict[str, Any]] = field(default_factory=list)
+    nng_urls: list[str] = field(default_factory=list)
     log: Log = field(default_factory=Log)
     warnings: list[str] = field(default_factory=list)
 
@@ -205,6 +206,8 @@ def read_value(config: Config, root: object, version: tuple[int, ...]) -> None:
     _read_log(config, _get(root, "log"))
     _read_auth(config, _get(root, "auth"))
     _read_bridges(config, _get(_get(root, "bridges"), "mqtt"))
+    if version >= (0, 24, 14):
+        _read_nng(config, _get(_get(root, "bridges"), "nng"))
 
 
 def _get(value: object, key: str) -> Any:
@@ -350,6 +353,18 @@ def _read_tls(config: Config, tls: Tls, source: object) -> None:
             config.warnings.append(f"WARN  conf_tls_parse_ver2_base: Read {content} {path or '(null)'} failed!")
 
 
+def _client_tls(source: object) -> Tls:
+    """The TLS block of a connection that the broker opens itself; there is no verification to ask for."""
+    tls = Tls()
+    if source is not None:
+        tls.enable = True
+        _boolean(tls, "enable", source)
+        for name, key in (("keyfile", None), ("certfile", None), ("cafile", "cacertfile"), ("key_password", None)):
+            _string(tls, name, source, key)
+        tls.key, tls.cert, tls.ca = _load(tls.keyfile), _load(tls.certfile), _load(tls.cafile)
+    return tls
+
+
 def _read_http_server(http: HttpServer, source: object, version: tuple[int, ...]) -> None:
     http.enable = True
     _number(http, "port", source, bits=16)
@@ -438,6 +453,16 @@ def _read_bridges(config: Config, source: object) -> None:
         config.bridges.append({"name": name, "source": node})
 
 
+def _read_nng(config: Config, source: object) -> None:
+    """Bridges to NNG: each of them is a listener."""
+    for kind in ("pub", "sub"):
+        for _name, node in _children(_get(source, kind)):
+            url, clientid = _get(node, f"{kind}_url"), _get(node, "clientid")
+            if not isinstance(url, str) or not isinstance(clientid, str):
+                raise Crash(f"bridges.nng.{kind} without address or name")
+            config.nng_urls.append(url)
+
+
 def _sqlite(source: object) -> dict[str, Any]:
     def number(key: str, default: int) -> int:
         value = _get(source, key)
@@ -467,6 +492,141 @@ def tls_view(tls: Tls) -> dict[str, Any]:
     }
 
 
+def credentials(http: HttpServer) -> tuple[str, str]:
+    """User and password of the REST interface."""
+    return (
+        "admin" if http.username is None else http.username,
+        "public" if http.password is None else http.password,
+    )
+
+
+def sections(config: Config) -> dict[str, Any]:
+    """The configuration as GET /api/v4/configuration shows it, secrets included."""
+    http, ws = config.http_server, config.websocket
+    username, password = credentials(http)
+    return {
+        "basic": {
+            "url": config.url,
+            "num_taskq_thread": config.num_taskq_thread,
+            "max_taskq_thread": config.max_taskq_thread,
+            "parallel": config.parallel,
+            "property_size": config.property_size,
+            "daemon": config.daemon,
+            "max_packet_size": config.max_packet_size // 1024,
+            "client_max_packet_size": config.client_max_packet_size // 1024,
+            "msq_len": config.msq_len,
+            "qos_duration": config.qos_duration,
+            "keepalive_backoff": config.keepalive_backoff,
+            "allow_anonymous": config.allow_anonymous,
+            "ipc_internal": config.ipc_internal,
+        },
+        "tls": tls_view(config.tls),
+        "auth": [{"login": name, "password": password} for name, password in config.auth.users],
+        "auth_http": config.auth_http,
+        "websocket": {"enable": ws.enable, "tls_enable": ws.tls_enable, "url": ws.url, "tls_url": ws.tls_url},
+        "http_server": {
+            "enable": http.enable,
+            "port": http.port,
+            "addr": http.ip_addr,
+            "username": username,
+            "password": password,
+            "auth_type": "jwt" if http.auth_type == "jwt" else "basic",
+        },
+        "sqlite": config.sqlite,
+        "bridge": {"nodes": [_bridge(bridge["name"], bridge["source"]) for bridge in config.bridges]},
+    }
+
+
+def _bridge(name: str, source: object) -> dict[str, Any]:
+    """A bridge as REST shows it, its password and private key included, and whether it is on or not."""
+
+    def number(node: object, key: str, default: int) -> int:
+        value = _get(node, key)
+        return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else default
+
+    def text(node: object, key: str) -> str | None:
+        value = _get(node, key)
+        return value if isinstance(value, str) else None
+
+    def switch(node: object, key: str) -> bool:
+        value = _get(node, key)
+        return value if isinstance(value, bool) else True
+
+    def properties(node: object, numbers: dict[str, int], texts: tuple[str, ...] = ()) -> dict[str, Any]:
+        own = [{"key": key, "value": value} for key, value in _children(_get(node, "user_property"))]
+        return {
+            **{key: number(node, key, default) for key, default in numbers.items()},
+            **{key: text(node, key) for key in texts if text(node, key) is not None},
+            **({"user_properties": own} if own else {}),
+        }
+
+    def topics(key: str, least: int) -> list[dict[str, Any]]:
+        found = []
+        for _name, node in _children(_get(source, key)):
+            entry = {part: text(node, part) for part in ("prefix", "suffix", "remote_topic", "local_topic")}
+            if entry["remote_topic"] is None or entry["local_topic"] is None:
+                continue
+            qos = _get(node, "qos")
+            if least >= 0:
+                entry["qos"] = number(node, "qos", least)
+            elif qos in (0, 1, 2) and not isinstance(qos, bool):
+                entry["qos"] = int(qos)
+            found.append({part: value for part, value in entry.items() if value is not None})
+        return found
+
+    interval = _get(source, "keepalive")
+    version = number(source, "proto_ver", 4)
+    server = text(source, "server")
+    connector = {
+        **({} if server is None else {"server": server}),
+        "proto_ver": version,
+        "clientid": text(source, "clientid"),
+        "clean_start": switch(source, "clean_start"),
+        "username": text(source, "username"),
+        "password": text(source, "password"),
+        "keepalive": _seconds(interval) if isinstance(interval, str) else 60,
+    }
+    view = {
+        "name": name,
+        "enable": switch(source, "enable"),
+        "parallel": number(source, "max_parallel_processes", 2),
+        "connector": connector,
+        "forwards": topics("forwards", -1),
+        "subscription": topics("subscription", 0),
+    }
+    if version == 5:
+        _version_5(source, view, properties)
+    return {**view, "tls": tls_view(_client_tls(_get(source, "ssl")))}
+
+
+def _version_5(source: object, view: dict[str, Any], properties: Any) -> None:
+    """What REST shows of a bridge that speaks MQTT 5 alone."""
+    conn, will = _get(source, "conn_properties"), _get(source, "will")
+    if conn is not None:
+        numbers = {
+            "session_expiry_interval": 0,
+            "receive_maximum": 65535,
+            "maximum_packet_size": 0,
+            "topic_alias_maximum": 0,
+        }
+        shown = properties(conn, numbers)
+        # In the file these two lack a letter.
+        for name, default in (("request_response", 0), ("request_problem", 1)):
+            value = _get(conn, f"{name}_infomation")
+            shown[f"{name}_information"] = bool(value if isinstance(value, int) and value > 0 else default)
+        view["connector"]["conn_properties"] = shown
+    inner = _get(will, "properties")
+    if inner is not None and isinstance(_get(will, "payload"), str) and isinstance(_get(will, "topic"), str):
+        view["connector"]["will_properties"] = properties(
+            inner,
+            {"payload_format_indicator": 0, "message_expiry_interval": 0, "will_delay_interval": 0},
+            ("content_type", "response_topic", "correlation_data"),
+        )
+    sub = _get(source, "sub_properties")
+    if sub is not None:
+        view["sub_properties"] = properties(sub, {"identifier": 2**32 - 1})
+
+
 def _auth_http(source: object, *, enable: bool) -> dict[str, Any]:
     def request(node: object) -> dict[str, Any]:
         method = _get(node, "method")
@@ -477,7 +637,7 @@ def _auth_http(source: object, *, enable: bool) -> dict[str, Any]:
             "method": method,
             "headers": dict(_children(_get(node, "headers"))),
             "params": [name for name, _value in _children(_get(node, "params"))],
-            "tls": tls_view(Tls()),
+            "tls": tls_view(_client_tls(_get(node, "ssl"))),
         }
 
     switch, pool = _get(source, "enable"), _get(source, "pool_size")

@@ -19,15 +19,15 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
-from . import dialect, jwt
+from . import acl, dialect, jwt
 from .broker import Broker
-from .config import Config, tls_view
+from .config import Config, credentials, sections
 from .endpoints import ENDPOINTS
 from .sockets import listening_socket
 
 ROOT = "/api/v4"
 HEAD_LIMIT = 8192
-RPC_ERROR, UNKNOWN, BAD_PARAMETER, BAD_JSON, DISABLED, BAD_HOCON, NOT_WRITTEN = 101, 102, 108, 109, 111, 117, 118
+RPC_ERROR, UNKNOWN, BAD_PARAMETER, BAD_JSON, DISABLED, BAD_HOCON = 101, 102, 108, 109, 111, 117
 REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed"}
 
 Reply = tuple[int, Any]
@@ -131,7 +131,7 @@ class Rest:
             given = base64.b64decode(token, validate=True)
         except binascii.Error:
             return BAD_PARAMETER
-        wanted = f"{_or(http.username, 'admin')}:{_or(http.password, 'public')}".encode("utf-8", "surrogateescape")
+        wanted = ":".join(credentials(http)).encode("utf-8", "surrogateescape")
         return 0 if given.partition(b"\0")[0] == wanted else jwt.WRONG
 
     # GET
@@ -147,7 +147,7 @@ class Rest:
         if name == "configuration" and len(rest) < 2:
             return self._configuration(rest[0] if rest else None)
         if name == "bridges" and len(rest) < 2:
-            return _data({"bridge": self._sections()["bridge"]})
+            return _data({"bridge": sections(self._config)["bridge"]})
         if name == "rules" and len(rest) < 2:
             return 200, {"code": DISABLED}
         simple = {
@@ -263,7 +263,7 @@ class Rest:
         return 200, "\n".join(lines) + "\n"
 
     def _reloadable(self) -> Reply:
-        basic = self._sections()["basic"]
+        basic = sections(self._config)["basic"]
         names = (
             "property_size",
             "max_packet_size",
@@ -276,46 +276,12 @@ class Rest:
         return _data({**{name: basic[name] for name in names}, "enable_mqtt_stream": False, "bridge_mode": False})
 
     def _configuration(self, section: str | None) -> Reply:
-        sections = self._sections()
+        whole = sections(self._config)
         if section is None:
-            return _data(sections)
-        if section not in sections:
+            return _data(whole)
+        if section not in whole:
             return 404, {"code": RPC_ERROR, "data": {}}
-        return _data({section: sections[section]})
-
-    def _sections(self) -> dict[str, Any]:
-        config, http, ws = self._config, self._config.http_server, self._config.websocket
-        return {
-            "basic": {
-                "url": config.url,
-                "num_taskq_thread": config.num_taskq_thread,
-                "max_taskq_thread": config.max_taskq_thread,
-                "parallel": config.parallel,
-                "property_size": config.property_size,
-                "daemon": config.daemon,
-                "max_packet_size": config.max_packet_size // 1024,
-                "client_max_packet_size": config.client_max_packet_size // 1024,
-                "msq_len": config.msq_len,
-                "qos_duration": config.qos_duration,
-                "keepalive_backoff": config.keepalive_backoff,
-                "allow_anonymous": config.allow_anonymous,
-                "ipc_internal": config.ipc_internal,
-            },
-            "tls": tls_view(config.tls),
-            "auth": [{"login": name, "password": password} for name, password in config.auth.users],
-            "auth_http": config.auth_http,
-            "websocket": {"enable": ws.enable, "tls_enable": ws.tls_enable, "url": ws.url, "tls_url": ws.tls_url},
-            "http_server": {
-                "enable": http.enable,
-                "port": http.port,
-                "addr": http.ip_addr,
-                "username": _or(http.username, "admin"),
-                "password": _or(http.password, "public"),
-                "auth_type": "jwt" if http.auth_type == "jwt" else "basic",
-            },
-            "sqlite": config.sqlite,
-            "bridge": {"nodes": []},
-        }
+        return _data({section: whole[section]})
 
     # POST
 
@@ -347,7 +313,7 @@ class Rest:
         return 200, {"code": 0}
 
     async def _put(self, steps: list[str], _query: dict[str, str], _body: bytes) -> Reply:
-        """There is no bridge here, and no rule engine."""
+        """Bridges are shown and not kept up here, and there is no rule engine."""
         if len(steps) == 2 and steps[0] in ("rules", "bridges"):
             return (200, {"code": DISABLED}) if steps[0] == "rules" else (400, {"code": BAD_PARAMETER})
         return 404, {"code": UNKNOWN}
@@ -371,7 +337,7 @@ class Rest:
             with open(self._config.conf_file or "", "wb") as file:
                 file.write(body)
         except OSError:
-            return 200, {"code": NOT_WRITTEN}
+            raise Died from None
         return 200, {"code": 0}
 
     async def _publish(self, message: dict[str, Any]) -> int:
@@ -381,7 +347,11 @@ class Rest:
         if not any(topics) or not isinstance(payload, str):
             return BAD_PARAMETER
         data = base64.b64decode(payload) if message.get("encoding") == "base64" else payload.encode()
+        # Whom the rules are asked for is what the message says of itself.
+        client = acl.Client(message.get("clientid"), None, None)
         for topic in filter(None, topics):
+            if not acl.may_use(self._config, client, "publish", topic):
+                continue
             await self._broker.publish(topic, data, qos if isinstance(qos, int) else 0, message.get("retain") is True)
         return 0
 
@@ -438,10 +408,6 @@ class Rest:
 
 def _data(value: Any) -> Reply:
     return 200, {"code": 0, "data": value}
-
-
-def _or(value: str | None, default: str) -> str:
-    return default if value is None else value
 
 
 def _json(body: bytes) -> Any:

@@ -11,6 +11,7 @@ def listening_socket(url: str) -> socket.socket:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        host = None if host == "*" else host
     except ValueError as error:
         raise OSError("Address invalid") from error
     found = socket.getaddrinfo(host or None, port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

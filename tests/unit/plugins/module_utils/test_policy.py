@@ -45,6 +45,35 @@ def test_a_broken_rule_is_found_and_no_other(rule, changes, also):
     assert ids(changed(changes)) == {rule, *also}
 
 
+SSL = dict.fromkeys(("keyfile", "certfile"), "/etc/x.pem")
+# Each of them was started on a real broker, and its sockets were looked at: tests/fuzz.
+SOCKETS = [
+    ({}, {"0.0.0.0:1883"}),
+    ({"listeners": {"ssl": {"bind": "127.0.0.1:8883", **SSL}}}, {"127.0.0.1:8883", "0.0.0.0:8086"}),
+    ({"listeners": {"ssl": {"bind": "127.0.0.1:8883", "enable": False}}}, set()),
+    ({"listeners": {"ssl": {"one": {"bind": "127.0.0.1:8883", **SSL}}}}, {"127.0.0.1:8883"}),
+    ({"listeners": {"ssl": {"one": {"bind": "127.0.0.1:8883", "enable": False}}}}, {"127.0.0.1:8883"}),
+    (
+        {"listeners": {"ssl": {"bind": "127.0.0.1:8884", "one": {"bind": "127.0.0.1:8883"}}}},
+        {"127.0.0.1:8883", "127.0.0.1:8884", "0.0.0.0:8086"},
+    ),
+    (
+        {"listeners": {"ssl": {"bind": "127.0.0.1:8884", "enable": False, "one": {"bind": "127.0.0.1:8883"}}}},
+        {"127.0.0.1:8883"},
+    ),
+    (
+        {"bridges": {"nng": {"pub": {"a": {"clientid": "a", "pub_url": "tcp://*:7000"}}}}},
+        {"0.0.0.0:1883", "0.0.0.0:7000"},
+    ),
+    ({"bridges": {"nng": {"sub": {"a": {"clientid": "a", "sub_url": "inproc://a"}}}}}, {"0.0.0.0:1883"}),
+]
+
+
+@pytest.mark.parametrize(("conf", "expected"), SOCKETS)
+def test_the_sockets_of_a_configuration(conf, expected):
+    assert {listener.address for listener in _policy.listeners(conf)} == expected
+
+
 # (rule, what callers may do through a front end)
 FRONT_BROKEN = [
     ("NMQ-ACL-010", {"roles": {"own": ["GET /configuration"]}}),
@@ -121,11 +150,17 @@ def test_every_rule_for_configurations_is_broken_by_a_test():
         {"listeners.ws": {"bind": "localhost:8083/mqtt"}},
         {"http_server.ip_addr": "localhost"},
         {"http_server.ip_addr": "[::1]"},
-        {"listeners.ssl.verify_peer": False, "listeners.ssl.fail_if_no_peer_cert": False},
+        {
+            "listeners.ssl.bind": "127.0.0.1:8883",
+            "listeners.ssl.verify_peer": False,
+            "listeners.ssl.fail_if_no_peer_cert": False,
+        },
         {"bridges.mqtt.up": {"server": "tls+mqtt-tcp://192.0.2.1:8883", "ssl": {"cacertfile": "/etc/ca.pem"}}},
         {"bridges.mqtt.up": {"server": "mqtt-tcp://192.0.2.1:1883", "enable": False}},
         {"bridges.mqtt.up.server": "mqtt-tcp://[::1]:1883"},
         {"bridges.mqtt.cache.disk_cache_size": 1},
+        {"bridges.nng.sub.in": {"clientid": "in", "sub_url": "tcp://127.0.0.1:9000"}},
+        {"bridges.nng.pub.out": {"clientid": "out", "pub_url": "ipc:///run/nanomq/out"}},
         {"auth.http_auth.auth_req": {"url": "http://127.0.0.1:9000/a", "method": "POST"}},
         {"webhook": {"enable": False, "url": "http://192.0.2.1/"}},
         {"auth.no_match": "allow", "auth.acl.rules": [*CLEAN["auth"]["acl"]["rules"], {"permit": "deny"}]},
@@ -147,7 +182,8 @@ def test_a_missing_firewall_is_found_when_the_caller_says_so():
     [
         ("0.22.10", {"NMQ-VER-001", "NMQ-VER-003", "NMQ-VER-004"}),
         ("0.23.0", {"NMQ-VER-001", "NMQ-VER-003", "NMQ-VER-004"}),
-        ("0.23.1", {"NMQ-VER-003", "NMQ-VER-004"}),
+        ("0.23.1", {"NMQ-VER-001", "NMQ-VER-003", "NMQ-VER-004"}),
+        ("0.24.4", {"NMQ-VER-003", "NMQ-VER-004"}),
         ("0.25.5", {"NMQ-VER-002", "NMQ-VER-003", "NMQ-VER-004"}),
         ("0.25.5-1", {"NMQ-VER-002", "NMQ-VER-003", "NMQ-VER-004"}),
         ("0.25.6", set()),

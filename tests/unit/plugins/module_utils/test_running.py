@@ -89,7 +89,7 @@ def test_a_broker_of_defaults_shows_none_either():
         "auth": [{"login": "a", "password": "b"}],
         "http_server": {
             "port": 8081,
-            "addr": "0.0.0.0",
+            "addr": None,
             "username": "admin",
             "password": "public",
             "auth_type": "jwt",
@@ -97,6 +97,20 @@ def test_a_broker_of_defaults_shows_none_either():
         "bridge": {"nodes": []},
     }
     assert _running.differences(conf, running, read) == []
+
+
+def test_a_user_called_enable_is_one():
+    conf = changed(CONF, "auth.password", {"enable": "text"})
+    running = changed(RUNNING, "auth", [{"login": "enable", "password": "text"}])
+    assert _running.differences(conf, running, read) == []
+    assert _running.differences(changed(conf, "auth.password", {"enable": True}), running, read) == ["auth.password"]
+
+
+def test_tls_listeners_with_names_are_not_told_and_so_no_drift():
+    conf = changed(CONF, "listeners.ssl", {"one": CONF["listeners"]["ssl"]})
+    running = changed(RUNNING, "tls", {"enable": False, "url": None})
+    assert _running.differences(conf, running, read) == []
+    assert _running.differences(conf, RUNNING, read) == ["listeners.ssl"]
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,9 @@ REFUSED = (
     ("auth.acl.rules[].topics[]", 5, "must be a string, not a number"),
     ("auth.acl.rules[].topics[]", None, "must not be null"),
     ("bridges.mqtt.hub.forwards[].prefix", "a/#", "must not hold a wildcard"),
+    ("auth.http_auth.auth_req.params.user", "%x", "must be one of the placeholders"),
+    ("auth.http_auth.auth_req.params.user", "%u@plant", "must be one of the placeholders"),
+    ("auth.http_auth.auth_req.params.plant", "one", "must be one of the placeholders"),
     # addresses
     ("http_server.ip_addr", "", "must not be empty: the broker then binds to 0.0.0.0"),
     ("http_server.ip_addr", "999.1.1.1", "must be an IP address"),
@@ -112,6 +115,9 @@ REFUSED = (
     ("listeners.tcp.bind", "0.0.0.0:0", "must have a port from 1 to 65535"),
     ("listeners.ssl.bind", "0.0.0.0:70000", "must have a port from 1 to 65535"),
     ("listeners.ssl.bind", 8883, "must be a string, not a number"),
+    ("listeners.tcp.bind", "127.0.0.1:1883/mqtt", "must have no path: the broker exits"),
+    ("listeners.ssl.bind", "[::1]:8883/mqtt", "must have no path: the broker exits"),
+    ("listeners.ssl.one.bind", "0.0.0.0:8883/", "must have no path: the broker exits"),
     # shapes
     ("http_server", "x", "must be a block, not a string"),
     ("http_server", {}, "must not be an empty block"),

@@ -245,6 +245,33 @@ def test_each_difference_of_the_users_is_named_without_a_password(users, said):
         assert "public" not in difference
 
 
+def test_a_user_called_enable_is_one_and_a_switch_is_none():
+    meant = {**MEANT, "auth": {"allow_anonymous": False, "password": {"enable": "text"}}}
+    assert validators.compare(meant, {**loaded(), "auth": [{"login": "enable", "password": "text"}]}) == []
+    meant["auth"]["password"] = {"enable": True}
+    assert validators.compare(meant, {**loaded(), "auth": []}) == []
+
+
+def test_a_tls_listener_with_a_name_is_not_shown_and_so_not_compared():
+    meant = {**MEANT, "listeners": {"ssl": {"one": MEANT["listeners"]["ssl"]}}}
+    assert validators.compare(meant, {**loaded(), "tls": {"enable": False, "url": None}}) == []
+
+
+def test_a_tls_listener_that_is_off_is_off():
+    meant = {**MEANT, "listeners": {"ssl": {**MEANT["listeners"]["ssl"], "enable": False}}}
+    found = loaded()
+    assert validators.compare(meant, found) == ["listeners.ssl is True to the broker, not False"]
+    found["tls"]["enable"] = False
+    assert validators.compare(meant, found) == []
+
+
+def test_without_authentication_the_broker_says_basic():
+    meant = {**MEANT, "http_server": {"auth_type": "no_auth"}}
+    found = loaded()
+    found["http_server"]["auth_type"] = "basic"
+    assert validators.compare(meant, found) == []
+
+
 def test_what_the_file_does_not_say_is_not_compared():
     found = loaded()
     found["tls"] = {"enable": False}
