@@ -82,7 +82,9 @@ def listen(outsider, broker) -> None:
         unit = f"live-{name}-{broker.name}"
         outsider.run(f"systemctl stop {unit}; rm -f /run/{unit}")
         command = f"exec mosquitto_sub {common(broker, port, certificate, user)} -t {user}/live > /run/{unit}"
-        outsider.check_output(f"systemd-run --quiet --collect --unit={unit} sh -c {shlex.quote(command)}")
+        outsider.check_output(
+            f"systemd-run --quiet --collect --expand-environment=no --unit={unit} sh -c {shlex.quote(command)}"
+        )
 
 
 def reached(outsider, broker, word: str) -> set[str]:
