@@ -45,6 +45,11 @@ class Server:
     webroot: pathlib.Path
     hook: pathlib.Path
 
+    @property
+    def hook_log(self) -> pathlib.Path:
+        """The calls of the hook, one a line."""
+        return self.hook.with_name("hook.log")
+
 
 @contextlib.contextmanager
 def run(path: pathlib.Path, lifetime: int) -> Iterator[Server]:
@@ -96,10 +101,17 @@ def started(command: list[str], path: pathlib.Path) -> Iterator[None]:
             process.wait(10)
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Prints no line for each request."""
+
+    def log_message(self, *_arguments) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def web(directory: pathlib.Path, port: int) -> Iterator[None]:
     """The web server that shows the directory under the names of the hosts."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(directory))
+    handler = functools.partial(Quiet, directory=str(directory))
     with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
