@@ -46,7 +46,7 @@ lint: $(VENV)/.test ## Static checks
 
 .PHONY: unit
 unit: $(VENV)/.test $(INSTALLED) ## Unit tests, and checks of the tree and the tarball
-	@EDGESEC_TARBALL=$(TARBALL) $(PYTEST) --numprocesses=auto tests/unit tests/quality
+	@EDGESEC_TARBALL=$(TARBALL) $(PYTEST) --numprocesses=auto --dist=loadgroup tests/unit tests/quality
 
 .PHONY: browser
 browser: $(VENV)/.test $(INSTALLED) ## The audit's page in a real Chromium; screenshots go to .cache/screenshots

@@ -288,7 +288,8 @@ def test_full_disk(client, broker, second, first):
         ("broker", 4711, "'broker' has no generation 4711; it has "),
         ("broker", "../1", "is neither the number of a generation nor 'previous'"),
         ("broker", 0, "cannot be restored: nothing says how to check it"),
-        ("brokr", "previous", "this host has no transaction 'brokr'; it has broker, firewall"),
+        ("nginx", "previous", "this host has no transaction 'nginx'; it has broker, firewall"),
+        ("brokr", "previous", "nanomq_rollback_transaction must be one of: , broker, firewall, ssh_tunnel, nginx"),
         ("", 1, "give nanomq_rollback_transaction as well"),
     ],
 )

@@ -20,6 +20,9 @@ import yaml
 from ansible_collections.edgesec.nanomq.plugins.plugin_utils import survey
 from fake_awx import ENCRYPTED, PASSWORD, TOKEN, USER, FakeAwx
 
+#: One worker runs them all, since the runs they look at take their time.
+pytestmark = pytest.mark.xdist_group("awx_setup")
+
 PROJECT = pathlib.Path(__file__).resolve().parents[3]
 TREE = pathlib.Path(collection.__path__[0])
 DATA = yaml.safe_load((TREE / "roles/nanomq_awx/vars/main.yml").read_text())
@@ -29,6 +32,7 @@ SECRETS = {
     "nanomq_awx_jwt_passphrase": "token-passphrase-of-the-test",
     "nanomq_awx_jwt_private_key": "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n",
 }
+CREDENTIALS = ("NanoMQ CA passphrase", "NanoMQ token key passphrase", "NanoMQ token key")
 VARIABLES = {
     "nanomq_awx_environment_image": "registry.example/nanomq-ee:0.1.0",
     "nanomq_awx_inventory_url": "https://git.example/fleet.git",
@@ -101,12 +105,27 @@ def new_awx() -> FakeAwx:
 
 @pytest.fixture(scope="module")
 def first(setup):
-    """AWX after the first run and the second, with their processes and how many writes the first one took."""
+    """AWX after some runs. `runs` are they, and `wrote[number]` what each of them changed."""
     with new_awx() as awx:
-        runs = [setup(awx, "-vvv", "--diff", **SECRETS)]
-        awx.after_first = len(awx.writes)
-        runs.append(setup(awx, **SECRETS))
-        awx.runs = runs
+        awx.runs, awx.wrote = [], []
+
+        def run(*arguments: str, **options) -> None:
+            before = len(awx.writes)
+            awx.runs.append(setup(awx, *arguments, **options))
+            awx.wrote.append(awx.writes[before:])
+
+        # Without secrets first, and by a password; then with them, and what was filled in by hand is kept.
+        run("-vvv", "--diff", login={"CONTROLLER_USERNAME": USER, "CONTROLLER_PASSWORD": PASSWORD})
+        awx.empty = {name: dict(item["inputs"]) for name, item in awx.named("credentials").items()}
+        run("-vvv", "--diff", **SECRETS)
+        run(**SECRETS)
+        awx.named("credentials")["NanoMQ CA passphrase"]["inputs"] = {"passphrase": "by-hand"}
+        harden = awx.named("job_templates")["NanoMQ harden"]
+        harden["ask_variables_on_launch"] = True
+        awx.surveys[harden["id"]] = {**awx.surveys[harden["id"]], "spec": awx.surveys[harden["id"]]["spec"][:1]}
+        run(**SECRETS)
+        awx.kept = dict(awx.named("credentials")["NanoMQ CA passphrase"]["inputs"])
+        run(**SECRETS, nanomq_awx_update_secrets=True)
         yield awx
 
 
@@ -119,14 +138,34 @@ def test_the_first_run_creates_everything(first):
     assert first.named("execution_environments")["NanoMQ"]["image"] == VARIABLES["nanomq_awx_environment_image"]
 
 
-def test_the_second_run_changes_nothing(first):
+def test_another_run_changes_nothing(first):
+    assert first.runs[2].returncode == 0, first.runs[2].stdout
+    assert recap(first.runs[2])["changed"] == 0, first.runs[2].stdout
+    assert first.wrote[2] == []
+
+
+def test_secrets_may_come_later(first):
+    """Without them the credentials are there, and empty: AWX asks for what is missing before it starts a job."""
+    assert first.empty == {"Fleet SSH": {}, **{name: {} for name in CREDENTIALS}}
     assert first.runs[1].returncode == 0, first.runs[1].stdout
-    assert recap(first.runs[1])["changed"] == 0, first.runs[1].stdout
-    assert first.writes[first.after_first :] == []
+    assert {(method, path.split("/")[3]) for method, path in first.wrote[1]} == {("PATCH", "credentials")}
+    assert recap(first.runs[1])["changed"] == len(CREDENTIALS)
+
+
+def test_what_was_changed_by_hand_is_brought_back_but_for_secrets(first):
+    assert first.runs[3].returncode == 0, first.runs[3].stdout
+    assert recap(first.runs[3])["changed"] == 1
+    harden = first.named("job_templates")["NanoMQ harden"]
+    url = f"/api/v2/job_templates/{harden['id']}/"
+    assert first.wrote[3] == [("PATCH", url), ("POST", f"{url}survey_spec/")]
+    assert harden["ask_variables_on_launch"] is False
+    assert first.kept == {"passphrase": "by-hand"}
+    # They are where that is asked for.
+    assert {(method, path.split("/")[3]) for method, path in first.wrote[4]} == {("PATCH", "credentials")}
 
 
 def test_no_secret_is_shown(first):
-    for secret in [*SECRETS.values(), "c2VjcmV0", TOKEN]:
+    for secret in [*SECRETS.values(), "c2VjcmV0", TOKEN, PASSWORD]:
         assert all(secret not in run.stdout for run in first.runs), secret
 
 
@@ -141,8 +180,9 @@ def test_projects_and_inventory_come_from_git(first):
 
 
 def test_credentials_hold_what_was_given_and_show_nothing(first):
-    held = {name: item["inputs"] for name, item in first.named("credentials").items() if name != "Fleet SSH"}
+    held = {name: item["inputs"] for name, item in first.named("credentials").items()}
     assert held == {
+        "Fleet SSH": {},
         "NanoMQ CA passphrase": {"passphrase": SECRETS["nanomq_awx_authority_passphrase"]},
         "NanoMQ token key passphrase": {"passphrase": SECRETS["nanomq_awx_jwt_passphrase"]},
         "NanoMQ token key": {
@@ -247,32 +287,6 @@ def test_the_workflow_audits_hardens_a_canary_asks_hardens_and_audits(first):
     assert (approval["name"], approval["timeout"]) == ("Harden the fleet", 86400)
 
 
-def test_what_was_changed_by_hand_is_brought_back_and_nothing_else_is_touched(setup):
-    with new_awx() as awx:
-        login = {"CONTROLLER_USERNAME": USER, "CONTROLLER_PASSWORD": PASSWORD}
-        done = setup(awx, login=login)
-        assert done.returncode == 0, done.stdout
-        # Without secrets the credentials are empty, to be filled in by hand; and what is filled in by hand stays.
-        mine = awx.named("credentials")["NanoMQ CA passphrase"]
-        assert mine["inputs"] == {}
-        mine["inputs"] = {"passphrase": "by-hand"}
-        harden = awx.named("job_templates")["NanoMQ harden"]
-        harden["ask_variables_on_launch"] = True
-        awx.surveys[harden["id"]]["spec"].pop()
-        before = len(awx.writes)
-        done = setup(awx, login=login)
-        assert done.returncode == 0, done.stdout
-        assert recap(done)["changed"] == 1
-        url = f"/api/v2/job_templates/{harden['id']}/"
-        assert awx.writes[before:] == [("PATCH", url), ("POST", f"{url}survey_spec/")]
-        assert awx.named("job_templates")["NanoMQ harden"]["ask_variables_on_launch"] is False
-        assert awx.named("credentials")["NanoMQ CA passphrase"]["inputs"] == {"passphrase": "by-hand"}
-        # A secret that is given replaces it where that is asked for; the second run above did without.
-        done = setup(awx, login=login, nanomq_awx_authority_passphrase="another", nanomq_awx_update_secrets=True)
-        assert awx.named("credentials")["NanoMQ CA passphrase"]["inputs"] == {"passphrase": "another"}
-        assert "another" not in done.stdout
-
-
 def test_check_mode_writes_nothing(setup):
     with new_awx() as awx:
         setup(awx, "--check")
@@ -280,12 +294,11 @@ def test_check_mode_writes_nothing(setup):
         assert awx.writes == []
 
 
-@pytest.mark.parametrize("missing", ["nanomq_awx_environment_image", "nanomq_awx_inventory_url"])
-def test_what_must_be_given_is_named(setup, missing):
+def test_what_must_be_given_is_named(setup):
     with new_awx() as awx:
-        done = setup(awx, **{missing: None})
+        done = setup(awx, nanomq_awx_environment_image=None, nanomq_awx_inventory_url=None)
         assert done.returncode != 0
-        assert missing in done.stdout
+        assert "missing required arguments: nanomq_awx_environment_image, nanomq_awx_inventory_url" in done.stdout
         assert awx.writes == []
 
 
