@@ -139,7 +139,10 @@ def test_a_line_is_one_line_and_nothing_but_text(text):
         ({"msg": "One or more items failed", "results": [{"msg": "fine"}, {"failed": True, "msg": "bad"}]}, "bad"),
         ({"msg": "One or more items failed", "results": "nonsense"}, "One or more items failed"),
         (
-            {"msg": "No result", "module_stderr": "Traceback:\n" + "  File\n" * 999 + "OSError: [Errno 28] No space left on device\n"},
+            {
+                "msg": "No result",
+                "module_stderr": "Traceback:\n" + "  File\n" * 999 + "OSError: [Errno 28] No space left on device\n",
+            },
             "No result: OSError: [Errno 28] No space left on device",
         ),
         ({"msg": "No result", "module_stderr": ""}, "No result"),
