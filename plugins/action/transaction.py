@@ -23,7 +23,7 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import
 MODULE = "edgesec.nanomq.transaction"
 #: Seconds after the deadline in which the host must have undone the change and be back.
 GRACE = 30
-#: Seconds that a host waits for the others of its group. Less than the roles give the task: the wait gets a name.
+#: Seconds that a host waits for the others of its group; less than the roles give the task, so that the wait is named.
 PATIENCE = 840
 
 

@@ -140,6 +140,9 @@ def cause(result: Mapping[str, Any], task: str) -> str:
         sources = [failed[0], result] if failed else [result]
         texts = [one_line(source.get(key) or "") for source in sources for key in ("msg", "reason")]
         said = next(filter(None, texts), "it is not said why")
+        # A module that could not even begin, for want of space for instance, leaves a trace alone; its end says why.
+        trace = one_line("\n".join(reversed(str(sources[0].get("module_stderr") or "").splitlines()[-9:])))
+        said = f"{said}: {trace}" if trace else said
     return f"{said} [{one_line(task)}]"
 
 

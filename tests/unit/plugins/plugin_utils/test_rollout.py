@@ -138,6 +138,15 @@ def test_a_line_is_one_line_and_nothing_but_text(text):
         ({"censored": "hidden by no_log", "msg": "hunter2"}, "the output of this task is hidden"),
         ({"msg": "One or more items failed", "results": [{"msg": "fine"}, {"failed": True, "msg": "bad"}]}, "bad"),
         ({"msg": "One or more items failed", "results": "nonsense"}, "One or more items failed"),
+        (
+            {
+                "msg": "No result",
+                "module_stderr": "Traceback:\n" + "  File\n" * 999 + "OSError: [Errno 28] No space left on device\n",
+            },
+            "No result: OSError: [Errno 28] No space left on device",
+        ),
+        ({"msg": "No result", "module_stderr": ""}, "No result"),
+        ({"censored": "hidden", "module_stderr": "hunter2"}, "the output of this task is hidden"),
         ({"msg": ["a", {"b": 1}]}, "['a', {'b': 1}]"),
         ({"msg": "x" * 5000}, "x" * 400 + " ..."),
     ],
