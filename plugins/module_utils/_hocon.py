@@ -588,6 +588,11 @@ def _userinfo(text: str, document: _Object):
             yield leaf, found
 
 
+def hide_userinfo(text: str) -> str:
+    """An address without the password in it."""
+    return _USERINFO.sub(MASK + "@", text)
+
+
 def _cut(text: str, cuts: list) -> str:
     """The text with (start, end, replacement) carried out; of overlapping ones the outermost."""
     done, at = [], 0

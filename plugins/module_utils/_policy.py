@@ -581,10 +581,10 @@ def _several(observation: dict) -> Iterator[str]:
     "NMQ-NET-013",
     "critical",
     "A bridge to NNG is open to the network",
-    why="It listens and asks for no credentials: whoever connects to a sub_url publishes to every topic, whoever "
-    "connects to a pub_url reads what is forwarded, and the rules for topics are not asked.",
+    why="It listens and asks for no credentials: whoever connects to a sub_url publishes to the topics of its "
+    "subscription, as the user nngproxy_bridge, and whoever connects to a pub_url reads what is forwarded.",
     remedy="Give pub_url and sub_url an address on 127.0.0.1 or an ipc:// one in nanomq_broker_settings",
-    source="trials and nng_bridge.c: both are listeners of the broker, in 0.24.14 and later",
+    source="trials: messages went in and out without credentials; bridges.nng is read from 0.24.14 on",
 )
 def _nng_beyond_loopback(conf: dict, context: dict) -> Iterator[str]:
     del context

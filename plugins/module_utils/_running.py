@@ -4,16 +4,32 @@
 """The configuration that a broker runs with, as REST tells it, against the one in its file.
 
 REST changes what runs and leaves the file as it is, and a file that was changed counts from the next start on: both
-are drift. What REST tells holds every secret of the broker; here it is compared and thrown away.
+are drift. What REST tells holds every secret of the broker; here it is compared and thrown away, or masked.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy, _probes
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _hocon, _policy, _probes, _schema
 from ansible_collections.edgesec.nanomq.plugins.module_utils._policy import NotObserved, get
+
+
+def ask(host: str, port: int, token: str, path: str, timeout: float) -> Any:
+    """What REST answers to a GET of a path below /api/v4, its ``data``. Raises NotObserved.
+
+    token: one that REST accepts
+    """
+    headers = {"Authorization": f"Bearer {token}"}
+    status, body = _probes.rest_get(host, port, f"/api/v4/{path}", headers, timeout)
+    if status != 200:
+        raise NotObserved(f"REST on {host}:{port} answers the token with {status or 'nothing'}")
+    try:
+        return json.loads(body)["data"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise NotObserved(f"REST on {host}:{port} tells no {path}") from None
 
 
 def drift(host: str, port: int, token: str, conf: dict, read: Any, timeout: float) -> list[str]:
@@ -22,15 +38,66 @@ def drift(host: str, port: int, token: str, conf: dict, read: Any, timeout: floa
     token: one that REST accepts
     read: path -> text
     """
-    headers = {"Authorization": f"Bearer {token}"}
-    status, body = _probes.rest_get(host, port, "/api/v4/configuration", headers, timeout)
-    if status != 200:
-        raise NotObserved(f"REST on {host}:{port} answers the token with {status or 'nothing'}")
-    try:
-        running = json.loads(body)["data"]
-    except (ValueError, LookupError, TypeError):
-        raise NotObserved(f"REST on {host}:{port} tells no configuration") from None
-    return differences(conf, running, read)
+    return differences(conf, ask(host, port, token, "configuration", timeout), read)
+
+
+def look(host: str, port: int, token: str, timeout: float, most: int) -> dict:
+    """What a running broker tells of itself, without a secret. Raises NotObserved.
+
+    most: how many clients and subscriptions to list; all are counted
+    """
+
+    def listed(path: str) -> list:
+        found = ask(host, port, token, path, timeout)
+        if not isinstance(found, list):
+            raise NotObserved(f"REST on {host}:{port} tells no {path}")
+        return found
+
+    broker = next(iter(listed("brokers")), None)
+    configuration = ask(host, port, token, "configuration", timeout)
+    if not isinstance(configuration, dict) or not isinstance(broker, dict):
+        raise NotObserved(f"REST on {host}:{port} does not speak as NanoMQ does")
+    clients, subscriptions = listed("clients"), listed("subscriptions")
+    shown = without_secrets(configuration)
+    uptime = str(broker.get("uptime") or "")
+    return {
+        "version": str(broker.get("version") or ""),
+        "uptime": uptime,
+        "uptime_seconds": _seconds(uptime),
+        "configuration": shown,
+        "clients": [without_secrets(client) for client in clients[:most]],
+        "clients_count": len(clients),
+        "subscriptions": [without_secrets(one) for one in subscriptions[:most]],
+        "subscriptions_count": len(subscriptions),
+        "bridges": _at(shown, "bridge", "nodes") or [],
+    }
+
+
+def without_secrets(value: Any) -> Any:
+    """What REST tells, with a mask for each secret: keys, passwords, all headers, and passwords in addresses."""
+    if isinstance(value, dict):
+        return {name: _masked(name, child) for name, child in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(item) for item in value]
+    return _hocon.hide_userinfo(value) if isinstance(value, str) else value
+
+
+def _masked(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if name.lower() == "headers" and isinstance(value, dict):
+        return dict.fromkeys(value, _hocon.MASK)
+    secret = name.lower() in ("key", "key_password") or _schema.is_secret((name,))
+    return _hocon.MASK if secret and not isinstance(value, bool) else without_secrets(value)
+
+
+def _seconds(uptime: str) -> int | None:
+    """``1 Hours, 2 minutes, 3 seconds`` -> 3723"""
+    found = re.fullmatch(r"(\d{1,9}) Hours, (\d{1,2}) minutes, (\d{1,2}) seconds", uptime, re.ASCII)
+    if not found:
+        return None
+    hours, minutes, seconds = map(int, found.groups())
+    return hours * 3600 + minutes * 60 + seconds
 
 
 def differences(conf: dict, running: dict, read: Any) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import ssl
+import struct
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -87,6 +88,44 @@ def test_a_bridge_to_nng_listens(broker, kind):
     conf = f'bridges.nng.{kind}.x {{ clientid = "x", {kind}_url = "tcp://0.0.0.0:7000" }}\n'
     opened = {"0.0.0.0:7000"} if broker.does("NNG bridges") else set()
     assert broker(QUIET + TCP + conf).listens() == {LOOPBACK_TCP, *opened}
+
+
+def nng(port, protocol):
+    """A connection to a bridge to NNG, which asks for nothing but the protocol."""
+    connection = socket.create_connection(("127.0.0.1", port), 5)
+    connection.sendall(b"\0SP\0" + struct.pack("!H", protocol) + b"\0\0")
+    assert connection.recv(8).startswith(b"\0SP\0")
+    return connection
+
+
+NNG = """
+auth { allow_anonymous = false, password { "alice" = "secret" } }
+bridges.nng.sub.i { clientid = "i", sub_url = "tcp://127.0.0.1:7001"
+  subscription = [{ remote_topic = "up", local_topic = "in" }] }
+bridges.nng.pub.o { clientid = "o", pub_url = "tcp://127.0.0.1:7002"
+  forwards = [{ local_topic = "in", remote_topic = "out" }] }
+"""
+
+
+def test_a_bridge_to_nng_lets_anybody_publish_and_read(broker, connect):
+    if broker.kind.id == "double":
+        pytest.skip("the double listens there and exchanges nothing")
+    broker(QUIET + TCP + NNG)
+    if not broker.does("NNG bridges"):
+        with pytest.raises(ConnectionRefusedError):
+            nng(7001, 0x20)
+        return
+    client = connect("reader", user=("alice", "secret"))
+    assert client.subscribe("#") == 0
+    with nng(7001, 0x20) as writer, nng(7002, 0x21) as reader:
+        message = b"up/hello"
+        # The other end needs a moment to know of a connection: until then messages are lost.
+        for _attempt in range(20):
+            writer.sendall(struct.pack("!Q", len(message)) + message)
+            if client.receives("in", 0.3):
+                break
+        assert client.messages[0] == ("in", b"hello")
+        assert reader.recv(64).endswith(b"/hello")
 
 
 @pytest.mark.parametrize("line", ['pub_url = "tcp://127.0.0.1:7000"', 'clientid = "x"'], ids=["no name", "no address"])
