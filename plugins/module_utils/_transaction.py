@@ -716,10 +716,12 @@ def install_recovery(state_dir: str = STATE_DIR, *, call=run, unit_dir: str = UN
 
 
 def _own_source() -> bytes:
-    """This file. Inside a module run it lies in a zip archive, where only the loader can read it."""
+    """This file. Inside a module run it lies in a zip archive, where only the loader can read it; with Mitogen nowhere."""
     loader = globals().get("__loader__")
     if loader is not None and hasattr(loader, "get_data"):
         return loader.get_data(__file__)
+    if loader is not None and hasattr(loader, "get_source"):
+        return loader.get_source(__name__).encode("utf-8")
     return read(__file__)
 
 

@@ -1007,6 +1007,20 @@ def test_the_source_is_found_inside_a_zip_archive(tmp_path, monkeypatch):
     assert zipped._own_source() == Path(engine.__file__).read_bytes()
 
 
+def test_the_source_is_what_the_loader_has_where_there_is_no_file(monkeypatch):
+    """As with Mitogen, whose loader holds modules in memory and names no file that is there."""
+    source = Path(engine.__file__).read_bytes()
+
+    class Loader:
+        def get_source(self, name):
+            assert name == engine.__name__
+            return source.decode("utf-8")
+
+    monkeypatch.setattr(engine, "__loader__", Loader())
+    monkeypatch.setattr(engine, "__file__", "master:/nowhere/_transaction.py")
+    assert engine._own_source() == source
+
+
 def test_run_tells_a_missing_program_a_late_one_and_a_failing_one():
     assert engine.run(["/no/such/program"]) == (127, "/no/such/program: No such file or directory")
     assert engine.run(["sleep", "9"], timeout=0.1)[0] == 124
