@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
 import os
 import re
 import shutil
@@ -106,7 +107,7 @@ class AcmeSource(Elsewhere):
         try:
             with open_url(directory, timeout=PATIENCE):
                 pass
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise CryptoError(f"the ACME server {directory} does not answer: {error}") from None
 
     def _order(self, request: str, destination: str) -> bytes:
