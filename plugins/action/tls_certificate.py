@@ -100,9 +100,9 @@ def _renew(step, begun: dict, source: Source) -> dict:
         certificates, warning = source.obtain(begun["request"])
     except Exception as error:
         step("discard", pending=begun["pending"])
-        if isinstance(error, PROBLEMS):
-            raise AnsibleActionFail(str(error)) from error
-        raise
+        if not isinstance(error, PROBLEMS):
+            raise
+        raise AnsibleActionFail(str(error)) from error
     chain = b"".join(part.pem() for part in certificates).decode("ascii")
     result = {"reason": begun["reason"], **step("install", pending=begun["pending"], certificate=chain)}
     if result.get("failed"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 from ansible.errors import AnsibleError
+from ansible.module_utils.urls import open_url
 from ansible.plugins.loader import module_loader
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _x509 as x509
 from ansible_collections.edgesec.nanomq.plugins.module_utils._chains import ACME
@@ -37,6 +39,9 @@ ACCOUNT_KEY = "account.key"
 
 #: The account key is ours alone; its kind is one that every server takes.
 ACCOUNT_KEY_TYPE = "ec-p256"
+
+#: Seconds that the server gets to show its directory.
+PATIENCE = 20
 
 _RESOURCE = re.compile(r"\.well-known/acme-challenge/[A-Za-z0-9_-]{1,256}", re.ASCII)
 
@@ -87,6 +92,7 @@ class AcmeSource(Elsewhere):
                 raise ValueError("an address needs the challenge http-01: give acme_webroot instead of acme_dns_hook")
 
     def obtain(self, request: str) -> tuple[list[x509.Certificate], str]:
+        self._reach()
         make_directories(self.path, mode=0o700)
         scratch = tempfile.mkdtemp(prefix=".order-", dir=self.path)
         try:
@@ -94,6 +100,15 @@ class AcmeSource(Elsewhere):
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return self.judge(answer, request), ""
+
+    def _reach(self) -> None:
+        """Raise CryptoError unless the server answers: the module would try for minutes before it said so."""
+        directory = self.options["acme_directory"]
+        try:
+            with open_url(directory, timeout=PATIENCE):
+                pass
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise CryptoError(f"the ACME server {directory} does not answer: {error}") from None
 
     def _order(self, request: str, destination: str) -> bytes:
         options = self.options

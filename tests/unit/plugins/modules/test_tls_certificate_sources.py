@@ -12,6 +12,7 @@ import json
 import os
 import pwd
 import re
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from ansible_collections.edgesec.nanomq.plugins.action.tls_certificate import Ac
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _x509 as parsed
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import choose_backend, make_request
+from ansible_collections.edgesec.nanomq.plugins.plugin_utils.acme import AcmeSource
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -532,6 +534,7 @@ def acme_options(host, monkeypatch, **options):
     """The options of an ACME source, whose collection is said to be there."""
     found = type("Context", (), {"resolved": True})()
     monkeypatch.setattr("ansible.plugins.loader.module_loader.find_plugin_with_context", lambda name: found)
+    monkeypatch.setattr(AcmeSource, "_reach", lambda self: None)
     webroot = host.root / "web"
     webroot.mkdir(exist_ok=True)
     return {
@@ -682,6 +685,18 @@ class TestAcme:
         assert result["failed"]
         assert words in result["msg"]
         assert host.steps == []
+
+    def test_a_server_that_is_down_is_said_at_once(self, host, monkeypatch):
+        reach = AcmeSource._reach
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            directory = f"https://127.0.0.1:{free.getsockname()[1]}/dir"
+        options = acme_options(host, monkeypatch, acme_directory=directory)
+        monkeypatch.setattr(AcmeSource, "_reach", reach)
+        begun = time.monotonic()
+        result = host.task(**options)
+        assert time.monotonic() - begun < 20
+        assert f"the ACME server {directory} does not answer: " in result["msg"]
+        assert host.steps == ["inspect", "discard"]
 
     def test_without_the_collection(self, host, monkeypatch):
         options = acme_options(host, monkeypatch)
