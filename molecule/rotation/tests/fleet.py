@@ -148,6 +148,6 @@ def cut(hosts: int, **variables) -> int:
 def settled(names: list[str]) -> bool:
     """Whether no host is in the middle of a transaction, or has a module running."""
     return all(
-        ssh(name, "pgrep -f AnsiballZ >/dev/null && echo busy || true") == "" and not seen.open
+        ssh(name, "flock -n /var/lib/edgesec-nanomq/broker/lock true || echo busy") == "" and not seen.open
         for name, seen in look(names).items()
     )

@@ -85,7 +85,7 @@ def right(question: dict) -> list:
         return [choices, choices[:1]]
     return {
         "nanomq_audit_reports_dir": ["/var/lib/reports", ""],
-        "nanomq_rollout_batches": ["1", "1, 10%, 100%", "2,5", 7],
+        "nanomq_rollout_batches": ["2", "1, 10%, 100%", "2,5", 7],
         "nanomq_rollback_to": ["previous", "3", 3],
     }[question["variable"]]
 
