@@ -716,7 +716,7 @@ def install_recovery(state_dir: str = STATE_DIR, *, call=run, unit_dir: str = UN
 
 
 def _own_source() -> bytes:
-    """This file. Inside a module run it lies in a zip archive, where only the loader can read it; with Mitogen nowhere."""
+    """This file. In a module run it lies in a zip archive, where only the loader can read it; with Mitogen nowhere."""
     loader = globals().get("__loader__")
     if loader is not None and hasattr(loader, "get_data"):
         return loader.get_data(__file__)
