@@ -77,7 +77,7 @@ def gets_in(outsider, broker, port: int, certificate: str, user: str) -> bool:
     return outsider.run(f"for try in 1 2 3 4; do {command} && exit 0; sleep 0.7; done; exit 1").rc == 0
 
 
-def listen(outsider, broker, names: Iterable[str] = LIVE) -> None:
+def listen(outsider, broker, names: Iterable[str]) -> None:
     """Subscribers that stay, each with what it gets in a file."""
     for name in names:
         port, certificate, user = LIVE[name]

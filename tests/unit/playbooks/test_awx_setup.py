@@ -248,7 +248,7 @@ def fits(element: dict, declared: dict) -> bool:
     kind, default = element["type"], element.get("default")
     lines = element.get("choices", "").splitlines()
     if declared["type"] == "int":
-        return kind == "integer" and default == declared["default"] and type(default) is int
+        return kind == "integer" and default == declared["default"] and isinstance(default, int)
     if declared["type"] == "bool":
         return kind == "multiplechoice" and lines == ["true", "false"] and default == str(declared["default"]).lower()
     wanted = [choice for choice in declared.get("choices", []) if choice]

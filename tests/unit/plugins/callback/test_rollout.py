@@ -59,7 +59,10 @@ class Run:
 
     def end(self, **rescued):
         seen = {"rescued": 0, "failures": 0, "unreachable": 0}
-        summarize = lambda host: seen | {"rescued": rescued.get(host, 0)}  # noqa: E731
+
+        def summarize(host):
+            return seen | {"rescued": rescued.get(host, 0)}
+
         self.callback.v2_playbook_on_stats(SimpleNamespace(processed=HOSTS, summarize=summarize))
         return self.lines
 

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 import stat
@@ -216,12 +217,11 @@ class TestCut:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
         for limit in range(20):
-            writes = []
+            left = itertools.count(limit, -1)
 
-            def fdopen(descriptor, mode="r", *arguments, limit=limit, writes=writes, **options):
+            def fdopen(descriptor, mode="r", *arguments, left=left, **options):
                 handle = original(descriptor, mode, *arguments, **options)
-                writes += [mode] if "w" in mode else []
-                return Full(handle) if "w" in mode and len(writes) == limit + 1 else handle
+                return Full(handle) if "w" in mode and next(left) == 0 else handle
 
             with monkeypatch.context() as patch:
                 patch.setattr(os, "fdopen", fdopen)

@@ -32,7 +32,7 @@ from cryptography.x509.oid import NameOID
 ELSEWHERE = Path(__file__).resolve().parents[3] / "elsewhere"
 USER = pwd.getpwuid(os.geteuid()).pw_name
 GROUP = grp.getgrgid(os.getegid()).gr_name
-NAMES = ["DNS:broker.example", "IP:127.0.0.1"]
+NAMES = ("DNS:broker.example", "IP:127.0.0.1")
 SECRET = 'hunter2\'s "own"'
 DAY = 86400
 
@@ -70,7 +70,7 @@ class Host:
             "name": "server",
             "path": str(self.pki),
             "common_name": "broker.example",
-            "subject_alt_names": NAMES,
+            "subject_alt_names": list(NAMES),
             "owner": USER,
             "group": GROUP,
             "trust": (elsewhere / "root.pem").read_text(),
