@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -89,13 +90,36 @@ def free_port(name: str) -> None:
     ssh(name, "systemctl stop taken.service")
 
 
-def starts(names: list[str]) -> dict[str, str]:
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """How often systemd started the broker again by itself, when it was started, and all else that a run touches."""
+
+    again: int
+    started: str
+    rest: str
+
+
+def starts(names: list[str]) -> dict[str, Running]:
     """When broker and firewall were started, and what lies in their directories since when."""
-    return everywhere(
+    show = "systemctl show --property {0} --value {1}"
+    moments = "MainPID,ExecMainStartTimestampMonotonic,ActiveEnterTimestampMonotonic"
+    seen = everywhere(
         names,
-        "systemctl show --property MainPID,ExecMainStartTimestampMonotonic,ActiveEnterTimestampMonotonic "
-        "nanomq edgesec-nanomq-firewall; find /etc/nanomq /etc/edgesec-nanomq -printf '%p %T@ %i\\n' | sort",
+        f"{show.format('NRestarts', 'nanomq')}; {show.format(moments, 'nanomq')} | paste -sd ' '; "
+        f"{show.format(moments, 'edgesec-nanomq-firewall')}; "
+        "find /etc/nanomq /etc/edgesec-nanomq -printf '%p %T@ %i\\n' | sort",
     )
+    parts = {name: text.split("\n", 2) for name, text in seen.items()}
+    return {name: Running(int(again), started, rest) for name, (again, started, rest) in parts.items()}
+
+
+def touched(before: dict[str, Running], after: dict[str, Running]) -> list[str]:
+    """Hosts that a run has touched. One whose broker ended by itself is not, which the real one does at times."""
+    return [
+        name
+        for name, now in after.items()
+        if now.rest != before[name].rest or (now.started != before[name].started and now.again <= before[name].again)
+    ]
 
 
 def summary(run: scenario.Play) -> list[str]:
@@ -221,7 +245,7 @@ def test_the_next_run_finishes_the_rest_and_changes_no_other(second_run):
     assert run.status == 0, run.output
     assert counts(run) == f"3 changed, {len(WELL)} unchanged", run.output
     assert f"  changed: {', '.join(BROKEN)}" in summary(run)
-    assert after == before
+    assert touched(before, after) == []
     batches = [line for line in run.output.splitlines() if line.startswith("rollout: batch ")]
     assert [line.partition(" of ")[0] for line in batches] == [f"rollout: batch {number}" for number in (1, 2, 3)]
     assert batches[0] == "rollout: batch 1 of 3: 1 changed, 1 unchanged"
@@ -271,4 +295,4 @@ def test_the_strategy_free_comes_to_the_same(second_run):
     run = harden(**options)
     assert run.status == 0, run.output
     assert counts(run) == "3 unchanged", run.output
-    assert starts(names) == before
+    assert touched(before, starts(names)) == []
