@@ -163,6 +163,7 @@ def slices(inventory: dict[str, Any], count: int) -> list[dict[str, Any]]:
     return [
         {
             "all": {
+                **inventory["all"],
                 "children": {
                     group: {
                         **content,
@@ -173,7 +174,7 @@ def slices(inventory: dict[str, Any], count: int) -> list[dict[str, Any]]:
                         },
                     }
                     for group, content in groups.items()
-                }
+                },
             }
         }
         for number in range(count)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 INVENTORY = {
     "all": {
+        "vars": {"of": "all"},
         "children": {
             "brokers": {
                 "hosts": {"edge1": {}, "edge2": {}},
@@ -31,7 +32,7 @@ INVENTORY = {
                 },
             },
             "canary": {"hosts": {"edge1": {}}},
-        }
+        },
     }
 }
 SECRET = "passphrase-of-a-credential"
@@ -206,6 +207,7 @@ def test_an_inventory_is_cut_as_awx_cuts_it():
     assert list(first["all"]["children"]["brokers"]["hosts"]) == ["edge1"]
     assert list(second["all"]["children"]["brokers"]["hosts"]) == ["edge2"]
     assert second["all"]["children"]["canary"]["hosts"] == {}
+    assert second["all"]["vars"] == INVENTORY["all"]["vars"]
     assert second["all"]["children"]["brokers"]["vars"] == INVENTORY["all"]["children"]["brokers"]["vars"]
 
 
