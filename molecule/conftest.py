@@ -55,4 +55,6 @@ def client(outsider, tmp_path_factory):
     for path in scratch.glob("*"):
         if path.suffix in (".pem", ".key"):
             outsider.check_output("printf %%s %s > %s", path.read_text(), f"/root/mqtt/{path.name}")
-    return Client(outsider)
+    # The double, a program in Python, drops nobody; but it may be just starting.
+    is_double = connect(broker_names()[0]).run("head -c 2 /usr/local/bin/nanomq").stdout == "#!"
+    return Client(outsider, tries=2 if is_double else 4)

@@ -183,10 +183,14 @@ def eventually(what, seconds: float = 15) -> bool:
 
 @dataclasses.dataclass
 class Client:
-    """mosquitto's clients on the outsider, with certificates that the fleet's CA, or another one, signed."""
+    """mosquitto's clients on the outsider, with certificates that the fleet's CA, or another one, signed.
+
+    `tries` is how often one is refused before it counts; see `publish`.
+    """
 
     host: object
     directory: str = "/root/mqtt"
+    tries: int = 4
 
     def publish(
         self, address: str, *, user: str | None, password: str | None, topic: str = "", certificate: str = "client"
@@ -205,7 +209,7 @@ class Client:
         if password is not None:
             command += f"-P {shlex.quote(password)} "
         wait = f"nc -z -w 1 {address} 8883 || sleep 2.5"
-        return self.host.run(f"for try in 1 2 3 4; do {command} && exit 0; {wait}; done; exit 1").rc == 0
+        return self.host.run(f"for try in $(seq {self.tries}); do {command} && exit 0; {wait}; done; exit 1").rc == 0
 
     def round_trip(self, address: str, *, user: str, password: str, topic: str) -> bool:
         """Whether what is published on a topic reaches a subscriber of it, both as this user."""

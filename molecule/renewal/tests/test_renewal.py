@@ -270,7 +270,7 @@ def test_the_controller_is_killed_and_the_next_run_ends_it(outsider, brokers, pu
     moment = now()
     with publishing(brokers) as reports:
         for task, seconds in (
-            ("The certificate of the host, its key born there", 0.7),
+            ("The certificate of the host", 0.7),
             ("The configuration and the service, as one transaction", 0.7),
             ("The configuration and the service, as one transaction", 1.5),
         ):
