@@ -77,17 +77,8 @@ options:
     default: auto
 author:
   - EdgeSec maintainers (@edgesec)
-attributes:
-  check_mode:
-    support: full
-    description: Can run in check mode and say what would change, without changing anything.
-  diff_mode:
-    support: none
-    description: Will say what changed, or would change, in diff mode.
-  platform:
-    platforms: posix
-    support: full
-    description: The operating systems that this works on.
+extends_documentation_fragment:
+  - edgesec.nanomq.key_material
 seealso:
   - module: edgesec.nanomq.jwt_keypair
 """

@@ -111,17 +111,8 @@ options:
     default: false
 author:
   - EdgeSec maintainers (@edgesec)
-attributes:
-  check_mode:
-    support: full
-    description: Can run in check mode and say what would change, without changing anything.
-  diff_mode:
-    support: none
-    description: Will say what changed, or would change, in diff mode.
-  platform:
-    platforms: posix
-    support: full
-    description: The operating systems that this works on.
+extends_documentation_fragment:
+  - edgesec.nanomq.key_material
 notes:
   - If the inventory lists C(localhost) with a Python that lacks the library, give the task
     C(ansible_python_interpreter={{ ansible_playbook_python }}).

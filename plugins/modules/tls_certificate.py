@@ -254,17 +254,8 @@ options:
         default: ""
 author:
   - EdgeSec maintainers (@edgesec)
-attributes:
-  check_mode:
-    support: full
-    description: Can run in check mode and say what would change, without changing anything.
-  diff_mode:
-    support: none
-    description: Will say what changed, or would change, in diff mode.
-  platform:
-    platforms: posix
-    support: full
-    description: The operating systems that this works on.
+extends_documentation_fragment:
+  - edgesec.nanomq.key_material
 notes:
   - The pair that has just been replaced is always among those kept, since the service may still use it.
 seealso:

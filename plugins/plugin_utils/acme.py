@@ -10,7 +10,6 @@ record into the DNS (dns-01) and is called as the ``exec`` provider of lego call
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import os
 import re
@@ -26,6 +25,7 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._chains import ACME
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import CryptoError
 from ansible_collections.edgesec.nanomq.plugins.module_utils._files import (
     check_vault,
+    locked,
     make_directories,
     read_regular,
     write_atomic,
@@ -40,7 +40,7 @@ ACCOUNT_KEY = "account.key"
 #: The account key is ours alone; its kind is one that every server takes.
 ACCOUNT_KEY_TYPE = "ec-p256"
 
-#: Seconds that the server gets to show its directory.
+#: Seconds that the server gets to show its directory, and another run to make the account key.
 PATIENCE = 20
 
 _RESOURCE = re.compile(r"\.well-known/acme-challenge/[A-Za-z0-9_-]{1,256}", re.ASCII)
@@ -146,15 +146,11 @@ class AcmeSource(Elsewhere):
     def _account_key(self) -> str:
         """Return the path of the account key, made if there is none; runs for several hosts make one."""
         path = os.path.join(self.path, ACCOUNT_KEY)
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with locked(self.path, patience=PATIENCE):
             try:
                 read_regular(path, private=True)
             except FileNotFoundError:
                 write_atomic(path, self.backend.generate_key(ACCOUNT_KEY_TYPE), mode=0o600)
-        finally:
-            os.close(descriptor)
         return path
 
     @contextlib.contextmanager
