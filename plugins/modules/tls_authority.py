@@ -453,8 +453,9 @@ def bring(this: Run, check_mode: bool) -> dict:
     if check_mode:
         return {"changed": bool(reason), "reason": reason, **describe(before, this.path)}
     if unfinished:
-        with vault.lock():
-            pass
+        with vault.lock() as was_cut:
+            if not was_cut:
+                raise _authority.Meanwhile(f"another run was changing the authority in {this.path}: run again")
     change.make()
     authority = this.load()
     result = describe(authority, this.path)

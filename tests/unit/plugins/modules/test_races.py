@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _files
+from ansible_collections.edgesec.nanomq.plugins.module_utils._vault import CHANGE, Vault
 
 MADE = {"tls_authority": "certificate", "jwt_keypair": "public_key"}
 
@@ -54,6 +56,37 @@ def test_several_at_once_agree(run_module, tmp_path, name):
     assert [result["failed"] for result in results] == [False] * 4, results
     assert sum(result["changed"] for result in results) == 1
     assert len({result[MADE[name]] for result in results}) == 1
+
+
+def change(directory, pipe):
+    """A process that is in the middle of a change, which it takes back."""
+    vault = Vault(directory)
+    with vault.lock():
+        staged = vault.file(f"{CHANGE}-{'0' * 16}")
+        os.mkdir(staged)
+        pipe.send("begun")
+        pipe.recv()
+        os.rmdir(staged)
+
+
+def test_a_change_that_another_run_makes_is_not_a_cut_one(run_module, tmp_path):
+    """It is waited for, and what it made is its own."""
+    options = {"path": str(tmp_path / "secrets"), "passphrase": "one"}
+    made = run_module("tls_authority", options)
+    ours, theirs = multiprocessing.Pipe()
+    other = multiprocessing.get_context("fork").Process(target=change, args=(options["path"], theirs))
+    other.start()
+    assert ours.recv() == "begun"
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(run_module, "tls_authority", options)
+        time.sleep(2)
+        waits = not run.done()
+        ours.send("end")
+        other.join()
+        result = run.result(60)
+    assert waits
+    assert not result["changed"], result["reason"]
+    assert result["certificate"] == made["certificate"]
 
 
 @pytest.mark.parametrize("name", MADE)
