@@ -251,6 +251,13 @@ def play_command(name: str, command: str) -> subprocess.CompletedProcess:
     return subprocess.run(ssh, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
 
 
+def journal(host, arguments: str = "") -> str:
+    """What the journal of a host says. The broker at times logs bytes that are no text."""
+    done = host.run(f"journalctl --no-pager --output=cat {arguments}")
+    assert done.rc == 0, done.stderr_bytes
+    return done.stdout_bytes.decode(errors="replace")
+
+
 def conf_digest(host) -> str:
     """What the broker's configuration and unit are, as one word."""
     text = host.check_output("cat /etc/nanomq/nanomq.conf /etc/systemd/system/nanomq.service")

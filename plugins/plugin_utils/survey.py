@@ -8,6 +8,7 @@ survey can ask for what no role takes.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import functools
 import pathlib
@@ -35,11 +36,12 @@ class SurveyError(ValueError):
 
 @functools.cache
 def options() -> dict[str, dict[str, Any]]:
-    """{variable: its specification} of the entry points `main` of all roles."""
+    """{variable: its specification} of all roles. Where a variable is of several entry points, `main` counts."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(ROLES.glob("*/meta/argument_specs.yml")):
         specs = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]
-        found.update(specs["main"].get("options", {}))
+        for entry_point in sorted(specs, key=lambda name: name == "main"):
+            found.update(specs[entry_point].get("options", {}))
     return found
 
 
@@ -72,7 +74,8 @@ def kind(question: Mapping[str, Any]) -> str:
         return SOME
     if given == "int":
         return NUMBER
-    if given in ("str", "path"):
+    if given in ("str", "path") or (given == "list" and spec.get("elements") == "str"):
+        # A list is written with commas: a form has no other way, and the roles take that as well.
         if "pattern" not in question:
             raise SurveyError(f"{question['variable']}: a text needs a pattern, or anything would pass")
         return TEXT
@@ -161,6 +164,8 @@ def _wanted(question: Mapping[str, Any], value: Any) -> str:
         return "" if good else f"a list of some of {', '.join(choices(question))}"
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)  # what AWX writes as text reads like a number
+    if isinstance(value, datetime.date):
+        value = str(value)  # or like a time, although it is quoted
     if not isinstance(value, str) or not _within(len(value), least, most):
         return f"a text of a length{_range(least, most)}"
     return "" if re.fullmatch(question["pattern"], value, re.ASCII) else f"a text like {question['pattern']}"

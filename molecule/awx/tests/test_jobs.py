@@ -2,12 +2,13 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The job templates of AWX on real hosts, by ansible-runner, with injected credentials. No AWX has a part in it.
 
-The tests build on each other: the fleet is hardened in slices, audited, changed, and rolled back.
+The tests build on each other: the fleet is hardened in slices, audited, changed, rolled back, and gets other keys.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import datetime
 import json
 import os
 import pathlib
@@ -115,7 +116,7 @@ def test_slices_give_what_one_job_gives(job, brokers):
 
 
 def test_slices_at_once_give_what_one_job_gives(job, brokers, client):
-    fleet = inventory(nanomq_broker_users={**USERS, "late": LATE})
+    fleet = late_fleet()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         for done in pool.map(lambda part: job("NanoMQ harden", part), awx_runner.slices(fleet, 2)):
             assert done.status == 0, done.output
@@ -201,6 +202,61 @@ def test_a_wrong_answer_rolls_nothing_back(job, brokers, answers):
     assert [scenario.conf_digest(broker) for broker in brokers] == before
 
 
+# --- the life of keys -------------------------------------------------------------------------------------------------
+
+
+def test_a_job_renews_what_is_from_before_a_moment(job, brokers):
+    """In slices; the same answer again renews nothing."""
+    moment = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
+    before = [served(broker) for broker in brokers]
+    answers = {"nanomq_pki_renew_issued_before": moment, "nanomq_rollout_batches": "1"}
+    for part in awx_runner.slices(late_fleet(), 2):
+        done = job("NanoMQ renew certificates", part, answers=answers)
+        assert done.status == 0, done.output
+    after = [served(broker) for broker in brokers]
+    assert not set(before) & set(after)
+    done = job("NanoMQ renew certificates", late_fleet(), answers=answers)
+    assert changed(done) == {"edge1": 0, "edge2": 0}, done.output
+    assert [served(broker) for broker in brokers] == after
+
+
+def test_a_job_rotates_the_token_key_that_is_named(job, brokers):
+    old = scenario.issuer()
+    done = job(
+        "NanoMQ rotate token key",
+        late_fleet(),
+        answers={"nanomq_pki_jwt_rotate_key": old, "nanomq_rollout_batches": "1, 100%"},
+    )
+    assert done.status == 0, done.output
+    assert "The rotation is finished" in done.flat()
+    assert scenario.issuer() != old
+    for broker in brokers:
+        assert broker.check_output("ls /etc/nanomq/jwt") == scenario.issuer()
+    # The credential with the new key.
+    done = job("NanoMQ audit", late_fleet(), answers={"nanomq_audit_fail_on": "low"})
+    assert done.status == 0, done.output
+
+
+def test_a_job_revokes_those_who_are_named_in_a_text(job, brokers, client):
+    assert all(gets_in(client, broker, "late", LATE) for broker in brokers)
+    done = job("NanoMQ revoke", late_fleet(), answers={"nanomq_pki_revoke_users": "gone-for-long, late"})
+    assert done.status == 0, done.output
+    assert json.loads((scenario.pki() / "revoked_users.json").read_text()) == ["gone-for-long", "late"]
+    for broker in brokers:
+        assert not gets_in(client, broker, "late", LATE)
+        assert gets_in(client, broker, "operator", USERS["operator"])
+
+
+def late_fleet() -> dict:
+    """The fleet with a user who came late."""
+    return inventory(nanomq_broker_users={**USERS, "late": LATE})
+
+
+def served(broker) -> str:
+    """Which pair of key and certificate is in force on a host."""
+    return broker.check_output("readlink /etc/nanomq/pki/server/current")
+
+
 # --- last -------------------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +269,9 @@ def test_no_job_kept_a_secret(jobs):
     # The jobs had them: what is searched for is what was injected.
     injected = "\n".join(path.read_text() for done in jobs for path in (done.artifacts.parent / "env").iterdir())
     assert all(secret in injected for secret in (CA_PASSPHRASE, JWT_PASSPHRASE, token_key()))
-    secrets = [CA_PASSPHRASE, JWT_PASSPHRASE, LATE, *USERS.values(), *token_key().splitlines()[1:-1]]
+    keys = [path.read_text().splitlines()[1:-1] for path in (scenario.pki() / "jwt").glob("*.key")]
+    assert len(keys) == 2, "the one before the rotation is kept"
+    secrets = [CA_PASSPHRASE, JWT_PASSPHRASE, LATE, *USERS.values(), *(line for key in keys for line in key)]
     for secret in secrets:
         for form in (secret, json.dumps(secret)[1:-1]):
             assert form not in kept, "a secret was kept"

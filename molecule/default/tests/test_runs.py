@@ -88,7 +88,7 @@ def test_no_secret_is_shown(brokers):
     output = run.output + back.output
     assert len(output) > 10000  # it is the long output that was searched
     assert "nanomq.conf" in output
-    logs = "".join(broker.check_output("journalctl --no-pager --output=cat") for broker in brokers)
+    logs = "".join(scenario.journal(broker) for broker in brokers)
     assert "Invoked with" in logs  # the modules log what they were called with, and that is searched too
     spellings = {spelt for secret in secrets for spelt in (secret, secret.replace("'", "''"), repr(secret)[1:-1])}
     assert not [spelt for spelt in spellings if spelt in output or spelt in logs]

@@ -176,7 +176,7 @@ def test_no_secret_is_shown_or_logged(broker, second):
     ]
     assert [run.status for run in runs] == [0, 0, 0]
     assert runs[1].recap(broker.name)["changed"] == runs[2].recap(broker.name)["changed"] == 1
-    journal = broker.check_output(f"journalctl --no-pager -o cat --since=@{since}")
+    journal = scenario.journal(broker, f"--since=@{since}")
     kept = broker.check_output(f"cat {STATE}/broker/last.json {STATE}/broker/generations/*/manifest.json")
     key = broker.check_output("cat /etc/nanomq/pki/server/current/key.pem").splitlines()[1]
     for text in (*(run.output for run in runs), journal, kept):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from scenario import USERS, pki
+from scenario import USERS, journal, pki
 
 PASSWORD = 'basic\'s "own" password'
 
@@ -56,7 +56,7 @@ def test_rest_asks_for_the_password(broker, login, status):
 
 
 def test_no_secret_is_in_the_logs_of_the_host(broker):
-    logs = broker.check_output("journalctl --no-pager --output=cat")
+    logs = journal(broker)
     assert "Invoked with" in logs
     secrets = [PASSWORD, *USERS.values()]
     assert not [secret for secret in secrets if secret in logs or repr(secret)[1:-1] in logs]

@@ -46,7 +46,7 @@ def snapshot(path: pathlib.Path) -> dict[str, tuple]:
 
 def starts(broker) -> int:
     """How many times the service was started, but for those by systemd itself after it had died."""
-    log = broker.check_output("journalctl -u nanomq --no-pager -o cat")
+    log = scenario.journal(broker, "-u nanomq")
     return log.count("Started nanomq.service") - log.count("Scheduled restart job")
 
 
@@ -185,7 +185,7 @@ def test_introduce(brokers, clients, secrets):
     assert run.status == 0, run.output
     assert_unchanged(rollover("introduce", *secrets, hosts=brokers[0].name, **path), brokers[:1])
 
-    journal = brokers[0].check_output(f"journalctl --no-pager -o cat --since=@{since}")
+    journal = scenario.journal(brokers[0], f"--since=@{since}")
     kept = brokers[0].check_output("cat /var/lib/edgesec-nanomq/broker/generations/*/manifest.json")
     keys = [line for path in pki().rglob("*.key") for line in path.read_text().splitlines() if "-----" not in line]
     assert len(keys) > 6

@@ -71,7 +71,7 @@ def test_renewal(friend, bookworm, trixie, outsider):
         assert gets_in(friend, broker, certificate="client" if broker is bookworm else "")
     line = (elsewhere() / "trixie.key").read_text().splitlines()[1]
     assert line in trixie.check_output(f"cat {STORE}/current/key.pem")
-    for text in (run.output, trixie.check_output(f"journalctl --no-pager -o cat --since=@{since}")):
+    for text in (run.output, scenario.journal(trixie, f"--since=@{since}")):
         assert line not in text
         assert "signer's-own" not in text
 

@@ -240,7 +240,9 @@ def role_options() -> dict[str, dict]:
     specs = [
         yaml.safe_load(path.read_text())["argument_specs"] for path in TREE.glob("roles/*/meta/argument_specs.yml")
     ]
-    return {name: option for spec in specs for name, option in spec["main"].get("options", {}).items()}
+    entry_points = [entry for spec in specs for name, entry in spec.items() if name != "main"]
+    entry_points += [spec["main"] for spec in specs]
+    return {name: option for entry in entry_points for name, option in entry.get("options", {}).items()}
 
 
 def fits(element: dict, declared: dict) -> bool:
@@ -252,6 +254,8 @@ def fits(element: dict, declared: dict) -> bool:
     if declared["type"] == "bool":
         return kind == "multiplechoice" and lines == ["true", "false"] and default == str(declared["default"]).lower()
     wanted = [choice for choice in declared.get("choices", []) if choice]
+    if declared["type"] == "list" and not wanted:
+        return kind == "text" and default is None and not declared["default"]
     if declared["type"] == "list":
         return kind == "multiselect" and lines == wanted and default.splitlines() == declared["default"]
     if wanted:
