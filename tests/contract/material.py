@@ -69,6 +69,25 @@ def _sign(name: str, key: Any, issuer: Pair | None) -> Pair:
     return Pair(builder.sign(signer, algorithm), key)
 
 
+def revocation_list(*revoked: Pair, issuer: str = "authority") -> bytes:
+    """The list of an authority that has revoked these, as PEM."""
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(authority(issuer).certificate.subject)
+        .last_update(now - datetime.timedelta(minutes=1))
+        .next_update(now + datetime.timedelta(days=1))
+    )
+    for pair in revoked:
+        builder = builder.add_revoked_certificate(
+            x509.RevokedCertificateBuilder()
+            .serial_number(pair.certificate.serial_number)
+            .revocation_date(now - datetime.timedelta(minutes=1))
+            .build()
+        )
+    return builder.sign(authority(issuer).key, hashes.SHA256()).public_bytes(PEM)
+
+
 def private_pem(key: Any, passphrase: bytes | None = None, form: PRIVATE = PRIVATE.PKCS8) -> bytes:
     """A private key as PEM, encrypted where there is a passphrase."""
     encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()

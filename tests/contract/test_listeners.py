@@ -10,7 +10,7 @@ import struct
 import pytest
 from cryptography.hazmat.primitives import serialization
 from harness import MQTT_PORT, QUIET, TCP
-from material import authority, certificate, client_context, private_pem
+from material import authority, certificate, client_context, private_pem, revocation_list
 
 TLS_PORT, WS_PORT, WSS_PORT = 8883, 8083, 8086
 LOOPBACK_TCP = f"127.0.0.1:{MQTT_PORT}"
@@ -227,6 +227,17 @@ def test_client_certificates(broker, connect, port, lines, ca, expected):
         expected = (False, False, False)
     pairs = (None, certificate("evil", issuer="evil authority"), certificate("client"))
     assert tuple(admitted(connect, broker.directory, port, pair) for pair in pairs) == expected
+
+
+def test_a_revoked_certificate_gets_in(broker, connect):
+    """There is no key for a revocation list, and one beside the authority changes nothing."""
+    lines = "verify_peer = true, fail_if_no_peer_cert = true"
+    conf = ssl_block(broker.directory, lines=lines, ca=True)
+    with (broker.directory / "ca.pem").open("ab") as file:
+        file.write(revocation_list(certificate("client")))
+    broker(QUIET + conf)
+    assert not admitted(connect, broker.directory, TLS_PORT, None)
+    assert admitted(connect, broker.directory, TLS_PORT, certificate("client"))
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")

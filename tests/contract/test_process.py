@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -34,6 +36,19 @@ def test_a_missing_configuration_opens_the_broker_to_all(broker, connect):
     running = broker(None, "--conf", broker.directory / "missing.conf")
     assert running.listens() == DEFAULTS
     assert connect().outcome == "accepted"
+
+
+def test_without_an_option_the_file_beside_the_program_is_read(broker):
+    """Before any below /etc. Older ones know that alone, and this machine has none."""
+    *interpreter, program = broker.kind.command
+    copy = broker.directory / "bin" / "nanomq"
+    shutil.copytree(Path(program).parent, copy.parent) if interpreter else copy.parent.mkdir()
+    shutil.copy(program, copy)
+    (copy.parent / "nanomq.conf").write_text(QUIET + 'listeners.tcp { bind = "127.0.0.1:1999" }\n')
+    broker.kind = dataclasses.replace(broker.kind, command=(*interpreter, str(copy)))
+    read = broker.does("the file beside the program is read")
+    assert read or not Path("/etc/nanomq.conf").exists(), "the test needs a machine without one"
+    assert broker(None).listens() == ({"127.0.0.1:1999"} if read else DEFAULTS)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
@@ -205,7 +220,7 @@ def test_reload_and_the_rules_for_topics(broker, connect):
 
 def test_reload_leaves_listeners_and_rest_as_they_were(broker):
     if not broker.does("reload works"):
-        return  # what happens instead is seen above
+        pytest.skip("reload does not work on this version; what happens instead is seen above")
     running = broker(TCP + HTTP)
     other = 'listeners.tcp { bind = "127.0.0.1:1999" }\nhttp_server { port = 8081, password = "another" }\n'
     if reload(broker, other):

@@ -80,6 +80,31 @@ def test_nothing_outside_the_root(broker):
     assert request("POST", "/", None, root="").status == 405
 
 
+def test_a_folder_named_dist_is_there_for_everybody(broker):
+    """In the working directory, from the moment that it is made."""
+    broker(BASE)
+    assert request("GET", "/page.html", None, root="").status == 404
+    (broker.directory / "dist").mkdir()
+    (broker.directory / "dist/page.html").write_text("of everybody")
+    assert request("GET", "/page.html", None, root="") == Reply(200, "of everybody")
+
+
+def test_connections_that_say_nothing_stay_and_are_not_counted(broker):
+    running = broker(http("limit_conn = 2"))
+    silent = [socket.create_connection(("127.0.0.1", HTTP_PORT), 5) for _number in range(8)]
+    try:
+        for connection in silent:
+            connection.sendall(b"GET /api/v4/nodes HTTP/1.1\r\n")
+            connection.settimeout(0.3)
+        assert running.get("/nodes").status == 200
+        for connection in silent:
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+    finally:
+        for connection in silent:
+            connection.close()
+
+
 def test_any_host_header_will_do(broker):
     broker(BASE)
     assert request("GET", "/nodes", ADMIN, Host="attacker.example").status == 200

@@ -31,6 +31,7 @@ def number(version: str) -> tuple[int, ...]:
 
 BEHAVIOUR = {
     "ip_addr is read": Behaviour("0.23.1", "REST listens on 0.0.0.0 whatever ip_addr says"),
+    "the file beside the program is read": Behaviour("0.24.4", "/etc/nanomq.conf or, without one, open defaults"),
     "a syntax error ends the start": Behaviour("0.24.4", "it starts with open defaults, 0.0.0.0:1883 for everybody"),
     "TLS brings a websocket": Behaviour("0.24.4", "listeners.wss opens nothing, with or without an address"),
     "listeners.ssl.enable is heeded": Behaviour("0.24.14", "the listener is opened whatever enable says"),

@@ -37,6 +37,16 @@ class Died(Exception):
     """The real broker does not outlive this request."""
 
 
+def _shared_file(path: str) -> str | None:
+    """The text of a file that everybody may read: those of a folder in the working directory. The real one asks less."""
+    folder = os.path.realpath("dist")
+    file = os.path.realpath(f"dist/{path}")
+    if not file.startswith(f"{folder}/") or not os.path.isfile(file):
+        return None
+    with open(file, encoding="utf-8", errors="surrogateescape") as stream:
+        return stream.read()
+
+
 class Rest:
     """REST server of `broker`; `die` ends the process with exit code 1, `command` is how it was started."""
 
@@ -92,9 +102,9 @@ class Rest:
             kind = "application/json" if status == 200 else headers.get("content-type")
             await self._send(writer, status, text, "text/plain" if isinstance(answer, str) else kind)
         else:
-            # A folder of files, were there one.
-            status = 404 if method == "GET" else 405
-            await self._send(writer, status, _page(status), "text/html; charset=UTF-8")
+            text = _shared_file(path) if method == "GET" else None
+            status = 200 if text is not None else 404 if method == "GET" else 405
+            await self._send(writer, status, text if status == 200 else _page(status), "text/html; charset=UTF-8")
         return headers.get("connection", "").lower() != "close"
 
     @staticmethod
