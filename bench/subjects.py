@@ -31,8 +31,8 @@ OURS, STOCK = "edgesec.nanomq.harden", str(HERE / "stock.yml")
 SUBJECTS = {
     "ours": Subject("ours", OURS),
     "stock": Subject("stock", STOCK, stock=True),
-    "ours-mitogen": Subject("ours, Mitogen", OURS, "mitogen_linear"),
     "stock-mitogen": Subject("stock, Mitogen", STOCK, "mitogen_linear", stock=True),
+    "ours-mitogen": Subject("ours, Mitogen", OURS, "mitogen_linear"),
     "ours-free": Subject("ours, free", OURS, "ansible.builtin.free"),
 }
 
