@@ -1,28 +1,20 @@
 # Copyright: Contributors to the edgesec.nanomq collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What bench/run compares: who does the job, and how it is called."""
+"""What bench/run compares. Nothing but the standard library: plot.py has another interpreter."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
-import os
-import subprocess
-from pathlib import Path
 
-from testbed import CACHE, HERE, PROJECT, BenchError, say
-
-SHARED = PROJECT / "molecule/shared"
-DECLARATION = HERE / "declaration.yml"
+from testbed import HERE
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A playbook and the strategy it is run by. `title` is what tables and plots call it."""
+    """A playbook and the strategy it is run by; without a playbook, pyinfra. `title` is for tables and plots."""
 
     title: str
-    playbook: str
+    playbook: str = ""
     strategy: str = "ansible.builtin.linear"
     stock: bool = False
 
@@ -34,48 +26,5 @@ SUBJECTS = {
     "stock-mitogen": Subject("stock, Mitogen", STOCK, "mitogen_linear", stock=True),
     "ours-mitogen": Subject("ours, Mitogen", OURS, "mitogen_linear"),
     "ours-free": Subject("ours, free", OURS, "ansible.builtin.free"),
+    "pyinfra": Subject("pyinfra"),
 }
-
-
-@functools.cache
-def stock_collections() -> Path:
-    """The directory that holds community.crypto."""
-    say("taking community.crypto of requirements/collections.txt")
-    done = subprocess.run(
-        [PROJECT / "tests/take-collection", "community.crypto"], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return Path(done.stdout.strip())
-
-
-def mitogen_plugins() -> str:
-    """The directory of Mitogen's strategies, which it wants to be told."""
-    found = list(PROJECT.glob(".venv/lib/python3*/site-packages/ansible_mitogen/plugins/strategy"))
-    if not found:
-        raise BenchError("there is no Mitogen in .venv: run `make .venv/.test`")
-    return str(found[0])
-
-
-def environment(subject: Subject, counts: Path, forks: int) -> dict[str, str]:
-    """Of ansible-playbook. All have the same but for the collections and the strategy they use."""
-    installed = os.environ.get("ANSIBLE_COLLECTIONS_PATH") or str(CACHE / "collections")
-    wanted = os.environ | {
-        "PATH": f"{PROJECT / '.venv/bin'}:{os.environ['PATH']}",
-        "ANSIBLE_COLLECTIONS_PATH": str(stock_collections()) if subject.stock else installed,
-        "ANSIBLE_CALLBACK_PLUGINS": str(SHARED / "callback"),
-        "ANSIBLE_CALLBACKS_ENABLED": "remote_runs",
-        "ANSIBLE_FORCE_COLOR": "0",
-        "ANSIBLE_FORKS": str(forks),
-        "ANSIBLE_LOCALHOST_WARNING": "0",
-        "ANSIBLE_PIPELINING": "1",
-        "ANSIBLE_STDOUT_CALLBACK": "default",
-        "ANSIBLE_STRATEGY": subject.strategy,
-        "REMOTE_RUNS_FILE": str(counts),
-    }
-    if subject.strategy.startswith("mitogen"):
-        wanted["ANSIBLE_STRATEGY_PLUGINS"] = mitogen_plugins()
-    return wanted
-
-
-def command(playbook: str, inventory: str, variables: dict[str, str], *arguments: str) -> list[str]:
-    extra = ["--extra-vars", f"@{DECLARATION}", "--extra-vars", json.dumps(variables)]
-    return ["ansible-playbook", "--inventory", inventory, playbook, *extra, *arguments]
