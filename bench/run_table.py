@@ -24,8 +24,9 @@ FLAT = (5, 20)  # numbers of hosts between which a host is to cost the same
 
 def table(hosts: str, size: dict) -> list[str]:
     rounds = size["rounds"]
+    runs = "one run of each" if rounds == 1 else f"medians of {rounds}, first run: one"
     lines = [
-        f"**{hosts} host{'s' * (hosts != '1')} a side, {'one run of each' if rounds == 1 else f'medians of {rounds}, first run: one'}**",
+        f"**{hosts} host{'s' * (hosts != '1')} a side, {runs}**",
         "",
         "| stage | | " + " | ".join(title for title, _digits in MEASURES.values()) + " |",
         "| --- | --- |" + " ---: |" * len(MEASURES),
