@@ -7,6 +7,7 @@ SHELL := /bin/bash
 VENV := $(CURDIR)/.venv
 CACHE := $(CURDIR)/.cache
 SCANNERS := $(CACHE)/scanners
+BENCH_TOOLS := $(CACHE)/bench-tools
 COLLECTIONS := $(CACHE)/collections
 VERSION := $(shell sed -n 's/^version: *//p' galaxy.yml)
 TARBALL := $(CACHE)/dist/edgesec-nanomq-$(VERSION).tar.gz
@@ -67,7 +68,7 @@ molecule: $(VENV)/.test $(SCANNERS)/.installed $(INSTALLED) ## Scenarios on test
 	ANSIBLE_COLLECTIONS_PATH=$(COLLECTIONS):$$community tests/lab/run-scenarios $(SCENARIOS)
 
 .PHONY: bench
-bench: $(VENV)/.test $(INSTALLED) ## Measure against stock modules, nginx against other front ends, and the audit's page
+bench: $(VENV)/.test $(BENCH_TOOLS)/.installed $(INSTALLED) ## Measure against stock modules, nginx against others, the audit's page
 	@bench/run
 	@bench/front
 	@bench/report
@@ -100,6 +101,11 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.demo
 $(SCANNERS)/.installed: tests/bootstrap requirements/scanners.txt
 	@echo "installing requirements/scanners.txt"
 	@tests/bootstrap requirements/scanners.txt $(SCANNERS)
+	@touch $@
+
+$(BENCH_TOOLS)/.installed: tests/bootstrap requirements/bench.txt
+	@echo "installing requirements/bench.txt"
+	@tests/bootstrap requirements/bench.txt $(BENCH_TOOLS)
 	@touch $@
 
 $(TARBALL): $(CONTENT) | $(VENV)/.demo

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
     CryptoError,
     WrongPassphrase,
@@ -75,6 +77,8 @@ class CryptographyBackend:
         return True
 
 
+# The library checks each prime of an RSA key, which costs more than a signature; a token takes the same key twice.
+@functools.lru_cache(maxsize=1)
 def load_private_key(private_key: bytes, passphrase: bytes | None):
     """Return the library's key object of a PEM private key. Raises CryptoError or WrongPassphrase."""
     check_passphrase_use(private_key, passphrase)

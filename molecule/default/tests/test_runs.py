@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import collections
+import importlib.util
+import pathlib
 
 import pytest
 import scenario
@@ -14,12 +16,23 @@ MOST_REMOTE_RUNS = 6
 MOST_TASKS = 40
 
 
+#: Mitogen has to be told where its strategies are.
+MITOGEN = {
+    "ANSIBLE_STRATEGY": "mitogen_linear",
+    "ANSIBLE_STRATEGY_PLUGINS": str(
+        pathlib.Path(importlib.util.find_spec("ansible_mitogen").origin).parent / "plugins/strategy"
+    ),
+}
+FREE = {"ANSIBLE_STRATEGY": "ansible.builtin.free"}
+
+
 def addresses() -> dict[str, str]:
     return {scenario.inventory()[name]["lab_ipv4"]: name for name in broker_names()}
 
 
-def test_the_steady_state_changes_nothing_and_is_cheap():
-    run = harden()
+@pytest.mark.parametrize("settings", [{}, FREE, MITOGEN], ids=["linear", "free", "mitogen"])
+def test_the_steady_state_changes_nothing_and_is_cheap(settings):
+    run = harden(settings=settings)
     assert run.status == 0, run.output
     runs = collections.Counter(cost["host"] for cost in run.costs if cost["kind"] != "task")
     tasks = collections.Counter(cost["host"] for cost in run.costs if cost["kind"] == "task")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 
+from ansible import constants as C
 from ansible.plugins.action import ActionBase
 from ansible.plugins.callback import CallbackBase
 
@@ -26,21 +27,26 @@ def note(kind: str, host: str, what: str) -> None:
     os.close(descriptor)
 
 
-def count(method: str) -> None:
+def count(base: type, method: str) -> None:
     """Wrap a method of all action plugins, so that nothing that reaches a host goes uncounted."""
-    original = getattr(ActionBase, method)
+    original = getattr(base, method)
 
     def counted(self, *args, **kwargs):
-        if self._connection.transport != "local":
+        if not self._connection.transport.endswith("local"):
             what = kwargs.get("module_name") or (args[0] if args and isinstance(args[0], str) else self._task.action)
             note(method.strip("_"), self._play_context.remote_addr, str(what)[:80])
         return original(self, *args, **kwargs)
 
-    setattr(ActionBase, method, counted)
+    setattr(base, method, counted)
 
 
-count("_execute_module")
-count("_transfer_file")
+count(ActionBase, "_execute_module")
+count(ActionBase, "_transfer_file")
+if str(C.DEFAULT_STRATEGY).startswith("mitogen"):
+    # It gives all action plugins a base of its own, which runs modules without asking the usual one.
+    from ansible_mitogen.mixins import ActionModuleMixin
+
+    count(ActionModuleMixin, "_execute_module")
 
 
 class CallbackModule(CallbackBase):

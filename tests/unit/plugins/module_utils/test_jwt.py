@@ -10,7 +10,7 @@ import time
 
 import jwt as pyjwt
 import pytest
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _crypto, _jwt
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _crypto, _crypto_cryptography, _jwt
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _der as der
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import CryptoError, WrongPassphrase
 
@@ -87,6 +87,20 @@ class TestMinted:
         claims = some_claims()
         tokens = {_jwt.mint(key, b"secret", claims, _crypto.choose_backend(name)) for name in _crypto.BACKENDS}
         assert len(tokens) == 1
+
+
+def test_the_library_opens_the_key_once_for_a_token(key, monkeypatch):
+    """It checks an RSA key each time it opens one, which is most of what a token costs the controller."""
+    opened = []
+    library = _crypto_cryptography.serialization.load_pem_private_key
+    monkeypatch.setattr(
+        _crypto_cryptography.serialization,
+        "load_pem_private_key",
+        lambda *arguments: opened.append(1) or library(*arguments),
+    )
+    _crypto_cryptography.load_private_key.cache_clear()
+    _jwt.mint(key, b"secret", some_claims(), _crypto.choose_backend("cryptography"))
+    assert len(opened) == 1
 
 
 def test_claims_are_integers_and_no_two_alike():
