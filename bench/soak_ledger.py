@@ -127,7 +127,7 @@ class Call:
 
 
 def expected(call: Call, issuers: tuple[str, str], rotation: Span, restarts: Iterable[Span]) -> str:
-    """"" if a call came to what it should, else what is wrong. `issuers`: before and after the rotation, which takes a
+    """ "" if a call came to what it should, else what is wrong. `issuers`: before and after the rotation, which takes a
     time in which either may hold.
 
     Whoever must be refused, is; whatever else happens. Who must be let in may find nobody while the broker restarts.

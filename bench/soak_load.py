@@ -67,7 +67,9 @@ class Client(threading.Thread):
     def next_cut(self) -> float:
         return time.monotonic() + self.random.uniform(*self.cut_every) if self.cut_every else float("inf")
 
-    def connected(self, _client: object, _data: object, flags: paho.ConnectFlags, reason: object, _more: object) -> None:
+    def connected(
+        self, _client: object, _data: object, flags: paho.ConnectFlags, reason: object, _more: object
+    ) -> None:
         if reason.is_failure:
             self.notes.append(f"{self.name}: refused: {reason}")
             return
@@ -156,7 +158,9 @@ class Subscriber(Client):
         self.latest = 0.0
         self.mqtt.on_subscribe, self.mqtt.on_message = self.suback, self.message
 
-    def connected(self, _client: object, _data: object, flags: paho.ConnectFlags, reason: object, _more: object) -> None:
+    def connected(
+        self, _client: object, _data: object, flags: paho.ConnectFlags, reason: object, _more: object
+    ) -> None:
         super().connected(_client, _data, flags, reason, _more)
         if not reason.is_failure:
             self.mqtt.subscribe(self.topics)
