@@ -11,12 +11,12 @@ A turn is one measure of one subject: `qos0` and `qos1` publish ("rate", message
 subject's services, us a message), `logins` is new connections with a whole handshake ("rate", "cpu"), `latency` is from
 before a message is sent until a subscriber has it ("p50", "p99", ms), one message at a time.
 
-Nobody subscribes to what `qos0` and `qos1` publish: what is measured is the way in. A message is one write, and with TLS
-one record, as of devices that publish one thing at a time. QoS 1 keeps WINDOW messages under way on each connection. At
-QoS 0 nothing is acknowledged, so that a last message with QoS 1 shows that all before it were read.
+Nobody subscribes to what `qos0` and `qos1` publish: what is measured is the way in. A message is one write, and with
+TLS one record, as of devices that publish one thing at a time. QoS 1 keeps WINDOW messages under way on a connection.
+At QoS 0 nothing is acknowledged, so that a last message with QoS 1 shows that all before it were read.
 
-A connection that the server cuts off ends a turn, which is tried again, TRIES times at most; any other answer than the
-one that MQTT asks for ends it all with status 1.
+A connection that the server cuts off ends a turn. It is tried again, TRIES times at most, and then the measure is null
+in this round. Any other answer than the one that MQTT asks for ends it all with status 1.
 
 mosquitto_pub cannot do it: it tells no times, and one process makes one connection.
 """
@@ -230,7 +230,10 @@ def cpu(units: list[str]) -> int:
     """CPU time that services have had, in us."""
     found = 0
     for unit in units:
-        stat = Path(f"/sys/fs/cgroup/system.slice/{unit}/cpu.stat").read_text()
+        try:
+            stat = Path(f"/sys/fs/cgroup/system.slice/{unit}/cpu.stat").read_text()
+        except OSError as error:
+            raise Cut(f"{unit} does not run") from error
         found += int(re.search(r"^usage_usec (\d+)", stat, re.MULTILINE)[1])
     return found
 
@@ -249,9 +252,9 @@ def turn(measure: str, subject: dict, context: ssl.SSLContext, wanted: dict) -> 
         )
         for number in range(clients)
     ]
+    before = cpu(subject["units"])
     for one in processes:
         one.start()
-    before = cpu(subject["units"])
     start.wait()
     began = time.monotonic()
     outcomes = [results.get(timeout=wanted["seconds"] + 4 * PATIENCE) for _one in processes]
@@ -265,8 +268,10 @@ def turn(measure: str, subject: dict, context: ssl.SSLContext, wanted: dict) -> 
     if measure == "latency":
         times = sorted(outcomes[0][1])
         return {"p50": times[len(times) // 2], "p99": times[len(times) * 99 // 100]}
-    done = sum(value for _kind, value in outcomes)
-    return {"rate": done / elapsed, "cpu": (cpu(subject["units"]) - before) / done}
+    done, spent = sum(value for _kind, value in outcomes), cpu(subject["units"]) - before
+    if spent < 0:
+        raise Cut(f"{measure}: the service was started anew")
+    return {"rate": done / elapsed, "cpu": spent / done}
 
 
 def come_back(subject: dict) -> None:
@@ -296,15 +301,14 @@ def measure(wanted: dict) -> dict:
         results: dict[str, dict] = {name: {} for name in subjects}
         for what in MEASURES:
             for name in order:
-                for attempt in range(TRIES):
+                results[name][what] = None
+                for _attempt in range(TRIES):
                     try:
                         results[name][what] = turn(what, subjects[name], context, wanted)
                         break
                     except Cut as error:
                         aborts[name] += 1
                         print(f"mqtt_load: {name}: {error}", file=sys.stderr, flush=True)
-                        if attempt == TRIES - 1:
-                            raise SystemExit(f"mqtt_load: {name} ended {TRIES} turns in a row") from error
                         come_back(subjects[name])
         rounds.append(results)
     return {"tls": spoken, "rounds": rounds, "aborts": aborts}

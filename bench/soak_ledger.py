@@ -12,19 +12,20 @@ import collections
 import dataclasses
 from collections.abc import Iterable
 
-#: Seconds in which a message reaches a subscriber that is there; what is younger at a restart was under way.
+#: Seconds in which a message reaches a subscriber that is there; what is younger when a connection ends was on the way.
 DELIVERY = 1.0
-#: Seconds by which moments that two programs have noted may differ.
-SLACK = 0.25
 #: Seconds around a restart in which REST need not answer: systemd starts a broker that aborted after two.
 RESTART = 5.0
 
-# What NanoMQ is known to lose. Sessions and their queues are in its memory, so that a restart ends them.
-QUEUED = "queued for a subscriber that was away when the broker restarted"
+# What NanoMQ is known to lose. Of what it owes to a session it hands over one message each `mqtt.retry_interval` (10 s)
+# once the subscriber is back. Sessions and their queues are in its memory, so that a restart ends them.
+AWAY = "published while the subscriber was away, and not handed over by the end"
+AT_CUT = "on the way when the subscriber's connection broke, and not handed over by the end"
+QUEUED = "owed to a subscriber when the broker restarted"
 IN_FLIGHT = "on the way to a subscriber when the broker restarted"
 FORGOTTEN = "published after a restart, before the subscriber was back"
 UNEXPLAINED = "no known cause"
-KNOWN = (QUEUED, IN_FLIGHT, FORGOTTEN)
+KNOWN = (AWAY, AT_CUT, QUEUED, IN_FLIGHT, FORGOTTEN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +34,6 @@ class Span:
 
     begin: float
     end: float
-
-    def shares(self, begin: float, end: float) -> float:
-        """How many seconds of it lie between two moments."""
-        return max(0.0, min(self.end, end) - max(self.begin, begin))
 
     def holds(self, moment: float, margin: float = 0.0) -> bool:
         return self.begin - margin <= moment <= self.end + margin
@@ -48,9 +45,9 @@ class Subscriber:
 
     subscribed: list[Span]
 
-    def there(self, begin: float, end: float) -> float:
-        """How many seconds it was subscribed between two moments."""
-        return sum(span.shares(begin, end) for span in self.subscribed)
+    def at(self, moment: float) -> Span | None:
+        """The time in which it was subscribed at a moment; None: it was away."""
+        return next((span for span in self.subscribed if span.begin < moment <= span.end), None)
 
     def back(self, moment: float) -> float:
         """When it was subscribed for the first time after a moment; infinity: never."""
@@ -58,16 +55,23 @@ class Subscriber:
 
 
 def cause(acknowledged: float, subscriber: Subscriber, restarts: list[Span]) -> str:
-    """Why a message never came that was acknowledged at a moment. `restarts` are in order."""
-    for restart in restarts:
-        if acknowledged < restart.begin + SLACK:
-            # It counts as delivered late only if it had time enough to come: else every loss had the next restart.
-            if subscriber.there(acknowledged, restart.begin) >= DELIVERY:
-                return UNEXPLAINED
-            return IN_FLIGHT if subscriber.there(restart.begin - SLACK, restart.begin) else QUEUED
-        if acknowledged <= subscriber.back(restart.begin):
-            return FORGOTTEN
-    return UNEXPLAINED
+    """Why a message never came that was acknowledged at a moment. `restarts` are in order.
+
+    What a subscriber did not get that was there, and stayed for as long as a message takes, has no known cause,
+    whatever happened later.
+    """
+    before = next((restart for restart in reversed(restarts) if restart.begin < acknowledged), None)
+    after = next((restart for restart in restarts if restart.begin >= acknowledged), None)
+    if before and acknowledged <= subscriber.back(before.begin):
+        return FORGOTTEN
+    span = subscriber.at(acknowledged)
+    if span and span.end - acknowledged >= DELIVERY:
+        return UNEXPLAINED
+    if span and after and abs(after.begin - span.end) < DELIVERY:
+        return IN_FLIGHT
+    if after:
+        return QUEUED
+    return AT_CUT if span else AWAY
 
 
 @dataclasses.dataclass

@@ -4,10 +4,10 @@
 """Publish, subscribe and call REST for a time, with connections that break; note what was acknowledged, and what came.
 
 Reads one line of JSON (see `soak`), writes the line "ready" once every subscriber is subscribed, and in the end, into
-the file `result`: {"acknowledged": {publisher: [moment of the PUBACK of each number, or null]}, "received": {subscriber:
-{publisher: [moment of the first coming, or null]}}, "subscribed": {subscriber: [[begin, end]]}, "sessions": {client:
-[[moment, session present]]}, "served": [[moment, port, serial number of the certificate]], "calls": [[begin, end, kind,
-issuer, status]], "counts": {...}, "notes": [...]}. Moments are those of CLOCK_MONOTONIC.
+the file `result`: {"acknowledged": {publisher: [moment of the PUBACK of each number, or null]}, "received":
+{subscriber: {publisher: [moment of the first coming, or null]}}, "subscribed": {subscriber: [[begin, end]]},
+"sessions": {client: [[moment, session present]]}, "served": [[moment, port, serial number of the certificate]],
+"calls": [[begin, end, kind, issuer, status]], "counts": {...}, "notes": [...]}. Moments are of CLOCK_MONOTONIC.
 
 A publisher sends a message until it is acknowledged, over as many connections as it takes; that is paho's.
 """
@@ -236,7 +236,7 @@ class Caller(threading.Thread):
 
     def run(self) -> None:
         key, issuer = self.signing_key()
-        # (when it ended, issuer, token). The first one has ended before the start, for short runs; those of the run follow.
+        # (when it ended, issuer, token). The first has ended before the start, for short runs; those of the run follow.
         ended = collections.deque([(time.time() - TOLERANCE, issuer, self.token(key, issuer, time.time() - TOLERANCE))])
         end, good = 0.0, ""
         long_lived: dict[str, str] = {}  # one token of each key that holds till the end of the run and beyond
