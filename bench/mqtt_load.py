@@ -93,6 +93,7 @@ class Connection:
             raise Wrong(f"port {subject['port']} does not let {self.user} in")
 
     def tls(self) -> str | None:
+        """Version and suite of an open connection; None without TLS."""
         return f"{self.socket.version()}, {self.socket.cipher()[0]}" if isinstance(self.socket, ssl.SSLSocket) else None
 
     def send(self, data: bytes) -> None:
@@ -286,16 +287,27 @@ def come_back(subject: dict) -> None:
             continue
 
 
+def spoken_by(subject: dict, context: ssl.SSLContext) -> str | None:
+    """Version and suite of TLS, at one of a few tries."""
+    for attempt in range(TRIES):
+        try:
+            connection = Connection(subject, context, "load-tls")
+            spoken = connection.tls()
+            connection.close()
+            return spoken
+        except Cut:
+            if attempt == TRIES - 1:
+                raise
+            come_back(subject)
+    return None
+
+
 def measure(wanted: dict) -> dict:
     """What the module's text says is printed, of what it says is read."""
     context = client_context(wanted["certificate"], wanted["key"])
     subjects, rounds, order = wanted["subjects"], [], list(wanted["subjects"])
     aborts = dict.fromkeys(subjects, 0)
-    spoken = {}
-    for name, subject in subjects.items():
-        connection = Connection(subject, context, "load-tls")
-        spoken[name] = connection.tls()
-        connection.close()
+    spoken = {name: spoken_by(subject, context) for name, subject in subjects.items()}
     for _round in range(wanted["rounds"]):
         order = [*order[1:], order[0]]  # so that nobody always comes after the same one
         results: dict[str, dict] = {name: {} for name in subjects}
