@@ -192,13 +192,15 @@ def latency(subject: dict, context: ssl.SSLContext, name: str, payload: bytes, s
     publisher, subscriber = Connection(subject, context, f"{name}-p"), Connection(subject, context, f"{name}-s")
     topic, times = f"{publisher.user}/{name}", []
     subscriber.subscribe(topic)
-    message, end = publish(topic, payload), time.monotonic() + seconds
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
+        message = publish(topic, b"%08d" % len(times) + payload[8:])
         began = time.perf_counter_ns()
         publisher.send(message)
-        if subscriber.read() != (message[0], message[2 if message[1] < 0x80 else 3 :]):
-            raise Wrong("another message than the one that was published")
+        kind, body = subscriber.read()
         times.append((time.perf_counter_ns() - began) / 1e6)
+        if kind != message[0] or not message.endswith(body):
+            raise Wrong("another message than the one that was published")
     publisher.close()
     subscriber.close()
     return times
