@@ -37,6 +37,8 @@ MEASURES = ("qos0", "qos1", "logins", "latency")
 WINDOW = 32
 TRIES = 4
 PATIENCE = 5.0  # seconds to wait for an answer
+DRAIN = 30.0  # seconds that a server has to read what was sent at QoS 0
+BUFFER = 65536  # bytes that the client's kernel takes of what the server has not read, so that there is an end to it
 RETURN = 4.0  # seconds that systemd and the broker have to be back
 
 CONNECT, CONNACK, PUBACK, SUBSCRIBE, SUBACK, DISCONNECT = 0x10, 0x20, 0x40, 0x82, 0x90, 0xE0
@@ -80,6 +82,7 @@ class Connection:
         try:
             raw = socket.create_connection(("127.0.0.1", subject["port"]), timeout=PATIENCE)
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
             self.socket = context.wrap_socket(raw) if subject["tls"] else raw
             flags, credentials = 0x02, b""
             if subject["user"]:
@@ -149,6 +152,7 @@ class Connection:
 
 def qos0(subject: dict, context: ssl.SSLContext, name: str, payload: bytes, seconds: float) -> int:
     connection = Connection(subject, context, name)
+    connection.socket.settimeout(DRAIN)
     message, sent, end = publish(f"{connection.user}/t", payload), 0, time.monotonic() + seconds
     while time.monotonic() < end:
         for _turn in range(16):
@@ -260,7 +264,7 @@ def turn(measure: str, subject: dict, context: ssl.SSLContext, wanted: dict) -> 
         one.start()
     start.wait()
     began = time.monotonic()
-    outcomes = [results.get(timeout=wanted["seconds"] + 4 * PATIENCE) for _one in processes]
+    outcomes = [results.get(timeout=wanted["seconds"] + DRAIN + 4 * PATIENCE) for _one in processes]
     elapsed = time.monotonic() - began
     for one in processes:
         one.join()
