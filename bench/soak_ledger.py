@@ -14,6 +14,8 @@ from collections.abc import Iterable
 
 #: Seconds in which a message reaches a subscriber that is there; what is younger when a connection ends was on the way.
 DELIVERY = 1.0
+#: Seconds by which a publisher on a busy machine may note an acknowledgement later than the broker sent it.
+SLACK = 0.25
 #: Seconds around a restart in which REST need not answer: systemd starts a broker that aborted after two.
 RESTART = 5.0
 
@@ -47,7 +49,7 @@ class Subscriber:
 
     def at(self, moment: float) -> Span | None:
         """The time in which it was subscribed at a moment; None: it was away."""
-        return next((span for span in self.subscribed if span.begin < moment <= span.end), None)
+        return next((span for span in self.subscribed if span.begin + SLACK < moment <= span.end), None)
 
     def back(self, moment: float) -> float:
         """When it was subscribed for the first time after a moment; infinity: never."""
@@ -62,7 +64,7 @@ def cause(acknowledged: float, subscriber: Subscriber, restarts: list[Span]) -> 
     """
     before = next((restart for restart in reversed(restarts) if restart.begin < acknowledged), None)
     after = next((restart for restart in restarts if restart.begin >= acknowledged), None)
-    if before and acknowledged <= subscriber.back(before.begin):
+    if before and acknowledged <= subscriber.back(before.begin) + SLACK:
         return FORGOTTEN
     span = subscriber.at(acknowledged)
     if span and span.end - acknowledged >= DELIVERY:
