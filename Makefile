@@ -68,9 +68,10 @@ molecule: $(VENV)/.test $(SCANNERS)/.installed $(INSTALLED) ## Scenarios on test
 	ANSIBLE_COLLECTIONS_PATH=$(COLLECTIONS):$$community tests/lab/run-scenarios $(SCENARIOS)
 
 .PHONY: bench
-bench: $(VENV)/.test $(BENCH_TOOLS)/.installed $(INSTALLED) ## Measure against stock modules, nginx against others, the audit's page
+bench: $(VENV)/.test $(BENCH_TOOLS)/.installed $(INSTALLED) ## Measure against stock modules, front ends, what hardening costs MQTT, and the audit's page
 	@bench/run
 	@bench/front
+	@bench/mqtt
 	@bench/report
 
 .PHONY: build
