@@ -38,7 +38,7 @@ class Died(Exception):
 
 
 def _shared_file(path: str) -> str | None:
-    """The text of a file that everybody may read: those of a folder in the working directory. The real one asks less."""
+    """The text of a file that everybody may read, of a folder in the working directory. The real one asks less."""
     folder = os.path.realpath("dist")
     file = os.path.realpath(f"dist/{path}")
     if not file.startswith(f"{folder}/") or not os.path.isfile(file):
