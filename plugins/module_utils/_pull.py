@@ -19,7 +19,6 @@ import fcntl
 import json
 import os
 import re
-import resource
 import secrets
 import shlex
 import shutil
@@ -164,6 +163,8 @@ class Repository:
     ) -> subprocess.CompletedProcess:
         config = self.config
         command = [
+            # A remote must not fill the disk: what it sends is one file.
+            *(("prlimit", f"--fsize={limit}") if limit else ()),
             *("git", "-c", "core.hooksPath=/dev/null", "-c", "transfer.fsckObjects=true", "-c", "gc.auto=0"),
             *("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60", "-c", "http.followRedirects=false"),
             *(("-c", f"http.sslCAInfo={config['remote_ca']}") if config["remote_ca"] else ()),
@@ -171,11 +172,6 @@ class Repository:
             *(("--git-dir", self.path) if inside else ()),
             *arguments,
         ]
-
-        def limited() -> None:
-            # A remote must not fill the disk: what it sends is one file.
-            if limit:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
         try:
             done = subprocess.run(
@@ -188,7 +184,6 @@ class Repository:
                 check=False,
                 cwd=config["state"],
                 env=git_environment(config, urllib.parse.urlsplit(config["remote"]).scheme),
-                preexec_fn=limited,
             )
         except subprocess.TimeoutExpired:
             done = subprocess.CompletedProcess(command, 124, "", f"it did not end within {timeout:g} s")
@@ -265,8 +260,8 @@ def run_command(config: dict) -> list[str]:
         *("--url", f"file://{config['state']}/repository.git", "--checkout", VERIFIED.rpartition("/")[2]),
         *("--full", "--directory", os.path.join(config["state"], "checkout")),
         *("--inventory", os.path.join(config["state"], "checkout", config["inventory"])),
-        *("--limit", config["name"], "--connection", "local"),
-        # This is root already. And the interpreter is the one that runs ansible-pull's own kind of Python.
+        *("--limit", config["name"]),
+        # What the inventory says of a connection is for those who push. And this is root already.
         *("--extra-vars", json.dumps({"ansible_become": False, "ansible_connection": "local"})),
     ]
     if config["vault_password_path"]:
@@ -275,7 +270,7 @@ def run_command(config: dict) -> list[str]:
 
 
 def apply(config: dict) -> Outcome:
-    """Have ansible-pull check out and apply what was verified. Raises Failed, with the outcome as its second value."""
+    """Have ansible-pull check out and apply what was verified. Raises Failed, with the outcome as a second argument."""
     checkout = os.path.join(config["state"], "checkout")
     # Made anew: nothing that an earlier run left there, cut or not, has a part in this one.
     shutil.rmtree(checkout, ignore_errors=True)
