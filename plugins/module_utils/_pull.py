@@ -340,7 +340,9 @@ def load_state(config: dict) -> dict[str, str]:
         return {"accepted": "", "applied": ""}
     except (OSError, ValueError, KeyError, TypeError) as error:
         # Not taken for a host that has accepted nothing yet, which could be made to go back.
-        raise Failed(f"{path} cannot be read ({error}): put it right, or remove {config['state']} to begin anew") from None
+        raise Failed(
+            f"{path} cannot be read ({error}): put it right, or remove {config['state']} to begin anew"
+        ) from None
     return state
 
 
@@ -520,9 +522,9 @@ def _publish(config: dict, url: urllib.parse.SplitResult, secret: str, body: byt
                 handle.write(f"-P {secret}\n")
         trust = ["--cafile", config["report_ca"]] if config["report_ca"] else ["--tls-use-os-certs"]
         user = ["-u", config["report_username"]] if config["report_username"] else []
+        where = ["-h", url.hostname, "-p", str(url.port or 8883), "-t", url.path.strip("/")]
         done = subprocess.run(
-            ["mosquitto_pub", "-h", url.hostname, "-p", str(url.port or 8883), "-t", url.path.strip("/"), "-q", "1"]
-            + ["-s", *trust, *user],
+            ["mosquitto_pub", *where, "-q", "1", "-s", *trust, *user],
             input=body,
             capture_output=True,
             timeout=REPORT_TIMEOUT,
