@@ -96,7 +96,7 @@ class Repository:
             check=False,
         )
         if done.returncode:
-            raise Unreachable(f"{show_url(config['remote'])}: {last_line(done.stderr) or 'git fetch failed'}")
+            raise Unreachable(f"{show_url(config['remote'])}: {fetch_words(done.stderr)}")
         return self.resolve(OFFERED)
 
     def resolve(self, name: str) -> str:
@@ -282,6 +282,7 @@ def apply(config: dict) -> Outcome:
         "ANSIBLE_STDOUT_CALLBACK": "default",
         "ANSIBLE_RETRY_FILES_ENABLED": "0",
         "ANSIBLE_LOCALHOST_WARNING": "0",
+        "ANSIBLE_PYTHON_INTERPRETER": "auto_silent",
         "PYTHONUNBUFFERED": "1",
     }
     outcome = Outcome()
@@ -290,7 +291,8 @@ def apply(config: dict) -> Outcome:
             run_command(config),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            # To the journal at once: mixed with what is read, it would come in the middle of lines.
+            stderr=None,
             encoding="utf-8",
             errors="replace",
             cwd=config["state"],
@@ -310,7 +312,7 @@ def apply(config: dict) -> Outcome:
     limit.start()
     try:
         for line in process.stdout:
-            sys.stdout.write(line)
+            print(line, end="", flush=True)
             outcome.read(line)
         status = process.wait()
     finally:
@@ -555,6 +557,13 @@ def last_line(text: str) -> str:
     """Return the last line that says something, without control characters."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "".join(one if one.isprintable() else "?" for one in lines[-1])[:300] if lines else ""
+
+
+def fetch_words(text: str) -> str:
+    """Return the two last lines of a failed fetch, without those that git says of every remote."""
+    empty = ("Please make sure", "and the repository exists")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(empty)]
+    return "; ".join(last_line(line) for line in lines[-2:]) or "git fetch failed"
 
 
 def read_private(path: str) -> str:
