@@ -55,11 +55,13 @@ def read_secret(path: str) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return ""
-    with os.fdopen(descriptor, encoding="ascii") as handle:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
             raise ValueError(f"{path} must be a file of root's that nobody else can read (chmod 0600)")
-        return handle.read(4096).strip()
+        return os.read(descriptor, 4096).decode("ascii").strip()
+    finally:
+        os.close(descriptor)
 
 
 def obtain(config: dict, request: str) -> str:

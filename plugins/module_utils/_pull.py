@@ -572,11 +572,13 @@ def read_private(path: str) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}") from None
-    with os.fdopen(descriptor, encoding="utf-8") as handle:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
             raise Failed(f"{path} must be a file of root's that nobody else can read (chmod 0600)")
-        secret = handle.read(4096).strip()
+        secret = os.read(descriptor, 4096).decode("utf-8", "replace").strip()
+    finally:
+        os.close(descriptor)
     if not secret or not secret.isprintable():
         raise Failed(f"{path} must hold one line")
     return secret

@@ -11,26 +11,10 @@ import shlex
 
 import pytest
 import scenario
-from fleet_repository import FleetRepository
 
 UNIT = "edgesec-nanomq-pull.service"
 STATE = "/var/lib/edgesec-nanomq-pull"
 INVITATION = "/etc/edgesec-nanomq/pull/invitation"
-
-
-@pytest.fixture(scope="session")
-def device():
-    return scenario.known_broker("device")
-
-
-@pytest.fixture(scope="session")
-def server():
-    return scenario.known_broker("server")
-
-
-@pytest.fixture(scope="session")
-def repository():
-    return FleetRepository(pathlib.Path(scenario.INVENTORY).parent / "fleet")
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +48,7 @@ def invite(server, *words: str) -> str:
 
 def test_the_timer_comes_by_chance_and_makes_up_for_what_was_missed(device):
     shown = device.check_output(
-        "systemctl show edgesec-nanomq-pull.timer -p RandomizedDelayUSec -p FixedRandomDelay -p Persistent -p ActiveState"
+        "systemctl show edgesec-nanomq-pull.timer -p RandomizedDelayUSec,FixedRandomDelay,Persistent,ActiveState"
     ).split()
     assert sorted(shown) == [
         "ActiveState=active",
@@ -173,7 +157,8 @@ def test_remote_and_collector_are_away(device, server, pull):
         assert device.file(f"{STATE}/unsent.json").exists
     finally:
         server.check_output(
-            "mv /srv/away /srv/fleet.git; systemd-run --unit=collector --property=Restart=always python3 /root/collector.py"
+            "mv /srv/away /srv/fleet.git; "
+            "systemd-run --unit=collector --property=Restart=always python3 /root/collector.py"
         )
         assert scenario.eventually(lambda: server.run("ss -ltnH | grep -q :9443").rc == 0)
     count = int(server.check_output("wc -l < /root/reports.jsonl"))
@@ -297,7 +282,8 @@ def test_a_revoked_certificate_is_no_proof(device, server):
 def test_a_report_by_mqtt(device, server, repository):
     """The same report, to a broker by TLS, the password in no argument."""
     server.check_output(
-        "install -d -o mosquitto /run/mq && install -o mosquitto -m 0600 /root/collector.pem /root/collector.key /run/mq && "
+        "install -d -o mosquitto /run/mq && cd /root && "
+        "install -o mosquitto -m 0600 collector.pem collector.key /run/mq && "
         "touch /run/mq/users && mosquitto_passwd -b /run/mq/users device mqtt-pass-word && "
         "chown mosquitto /run/mq/users && "
         "printf 'listener 8884\\ncertfile /run/mq/collector.pem\\nkeyfile /run/mq/collector.key\\n"
