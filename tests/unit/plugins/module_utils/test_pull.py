@@ -1,6 +1,6 @@
 # Copyright: Contributors to the edgesec.nanomq collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Pulling, with real git and real signatures; in the place of ansible-pull there is a program that says what it is to."""
+"""Pulling, with real git and real signatures. A program that says what it is told to stands for ansible-pull."""
 
 from __future__ import annotations
 

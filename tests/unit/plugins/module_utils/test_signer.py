@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -326,6 +327,6 @@ class TestClient:
         self.secret(place, place.invite())
         path = place.path / "signer.json"
         path.write_text(json.dumps(place.client))
-        monkeypatch.setattr("sys.stdin", open(os.devnull, encoding="ascii"))
+        monkeypatch.setattr("sys.stdin", io.StringIO(""))
         assert _enrol.main([str(path)]) == 1
         assert "the signing service: 400" in capsys.readouterr().err
