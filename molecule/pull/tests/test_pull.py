@@ -311,3 +311,46 @@ print(pull.deliver(config, {"result": "by mqtt"}))
     assert device.check_output(listen, script, "mqtt-pass-word").splitlines()[-1] == '{"result": "by mqtt"}'
     assert "could not be sent" in device.check_output("python3 -c %s wrong", script)
     device.check_output(f"rm -f {STATE}/unsent.json")
+
+
+def test_the_repository_says_who_may_sign_next(device, server, repository, pull):
+    """A host keeps its own pulling as the repository says: a signer of before takes in another one."""
+    config = json.loads(device.check_output("cat /etc/edgesec-nanomq/pull/config.json"))
+
+    def text(name: str) -> str:
+        return device.check_output(f"cat /etc/edgesec-nanomq/pull/{name}") + "\n"
+
+    people = [
+        {"name": name, "key": (repository.place / f"{name}.pub").read_text().strip()} for name in ("alice", "mallory")
+    ]
+    repository.commit(
+        "alice",
+        nanomq_pull_signers=people,
+        nanomq_pull_remote=config["remote"],
+        nanomq_pull_ssh_key_path=config["ssh_key"],
+        nanomq_pull_ssh_known_hosts=text("known_hosts"),
+        nanomq_pull_vault_password_path=config["vault_password_path"],
+        nanomq_pull_random_delay="20min",
+        nanomq_pull_report_url=config["report_url"],
+        nanomq_pull_report_ca=text("report_ca.pem"),
+        nanomq_pull_report_secret_path=config["report_secret_path"],
+        nanomq_pull_signer_url="https://server:8443",
+        nanomq_pull_signer_ca=text("signer_ca.pem"),
+    )
+    repository.push(address=server.ipv4)
+    assert pull(expect="changed")["counts"]["changed"] == 1
+    repository.commit("mallory")
+    repository.push(address=server.ipv4)
+    report = pull(expect="ok")
+    assert (report["signer"], report["commit"]) == ("mallory", repository.git("rev-parse", "HEAD"))
+
+
+def test_an_end_of_pulling(device):
+    """What was pulled stays in force."""
+    digest = scenario.conf_digest(device)
+    run = scenario.play("edgesec.nanomq.pull_setup", hosts="device", nanomq_pull_state="absent")
+    assert run.status == 0, run.output
+    assert device.run("systemctl cat edgesec-nanomq-pull.timer edgesec-nanomq-pull.service").rc != 0
+    assert device.run("systemctl is-active edgesec-nanomq-pull.timer").stdout.strip() == "inactive"
+    assert scenario.conf_digest(device) == digest
+    assert device.run("systemctl is-active nanomq").rc == 0
