@@ -90,10 +90,10 @@ def main(arguments: list[str]) -> int:
             config = json.load(handle)
         sys.stdout.write(obtain(config, sys.stdin.read()))
     except (Refused, OSError, ValueError, KeyError, http.client.HTTPException) as error:
-        print(f"the signing service: {error}", file=sys.stderr)
+        sys.stderr.write(f"the signing service: {error}\n")
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))

@@ -312,7 +312,7 @@ def apply(config: dict) -> Outcome:
     limit.start()
     try:
         for line in process.stdout:
-            print(line, end="", flush=True)
+            tell(line)
             outcome.read(line)
         status = process.wait()
     finally:
@@ -542,6 +542,12 @@ def _publish(config: dict, url: urllib.parse.SplitResult, secret: str, body: byt
 # --- small things -----------------------------------------------------------------------------------------------------
 
 
+def tell(text: str) -> None:
+    """Print at once: the journal notes when it came."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def show_time(seconds: float) -> str:
     """Return a moment as ``2030-01-31T12:00:00Z``."""
     return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -639,7 +645,7 @@ def main(arguments: list[str]) -> int:
     """Pull once, by the configuration in a file; ``--check JSON``: say what is missing on this host."""
     if arguments[:1] == ["--check"]:
         found = complaints(json.loads(arguments[1]))
-        print("\n".join(found))
+        tell("\n".join(found) + "\n")
         return 1 if found else 0
     with open(arguments[0], encoding="utf-8") as handle:
         config = json.load(handle)
@@ -648,15 +654,15 @@ def main(arguments: list[str]) -> int:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("another pull is under way")
+            tell("another pull is under way\n")
             return 0
         report = pull(config)
         trouble = deliver(config, report)
-    print(json.dumps(report))
+    tell(json.dumps(report) + "\n")
     if trouble:
-        print(trouble)
+        tell(f"{trouble}\n")
     return 0 if report["result"] in ("ok", "changed") else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))

@@ -403,7 +403,9 @@ def _cut(connection: ssl.SSLSocket) -> None:
 
 def tell(**what: object) -> None:
     """Write a line to the journal."""
-    print(json.dumps(what), file=sys.stderr, flush=True)
+    # One write, so that lines of several connections stay whole.
+    sys.stderr.write(json.dumps(what) + "\n")
+    sys.stderr.flush()
 
 
 def main(arguments: list[str]) -> int:
@@ -414,18 +416,18 @@ def main(arguments: list[str]) -> int:
     if action == "invite":
         host, duration = rest
         if host not in config["hosts"]:
-            print(f"{host} is not in nanomq_signer_hosts", file=sys.stderr)
+            sys.stderr.write(f"{host} is not in nanomq_signer_hosts\n")
             return 1
-        print(Invitations(config["invitations"]).make(host, parse_duration(duration)))
+        sys.stdout.write(Invitations(config["invitations"]).make(host, parse_duration(duration)) + "\n")
         return 0
     try:
         server = Server((config["bind"], config["port"]), Signer(config))
     except (FileProblem, CryptoError, OSError, ValueError, KeyError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
     server.serve_forever()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))
