@@ -1,0 +1,356 @@
+# Copyright: Contributors to the edgesec.nanomq collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A device hardens itself from a git remote: what it takes, what it refuses, what it reports. In this order."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import pathlib
+import shlex
+
+import pytest
+import scenario
+
+UNIT = "edgesec-nanomq-pull.service"
+STATE = "/var/lib/edgesec-nanomq-pull"
+INVITATION = "/etc/edgesec-nanomq/pull/invitation"
+
+
+@pytest.fixture(scope="session")
+def pull(device, server):
+    """Start what the timer starts, wait, and return the report that the collector has got."""
+
+    def start(*, expect: str, reported: bool = True) -> dict:
+        count = int(server.check_output("cat /root/reports.jsonl 2>/dev/null | wc -l"))
+        done = device.run(f"systemctl start {UNIT}")
+        if reported:
+            lines = server.check_output("cat /root/reports.jsonl").splitlines()
+            assert len(lines) > count, device.check_output(f"journalctl -u {UNIT} -o cat | tail -n 40")
+            report = json.loads(lines[-1])
+        else:
+            report = json.loads(device.check_output(f"cat {STATE}/report.json"))
+        assert report["result"] == expect, (report, device.check_output(f"journalctl -u {UNIT} -o cat | tail -n 60"))
+        assert (done.rc == 0) is (expect in ("ok", "changed")), "systemd has to see what did not go well"
+        return report
+
+    return start
+
+
+def served_serial(outsider, device) -> str:
+    command = f"openssl s_client -connect {device.ipv4}:8883 </dev/null 2>/dev/null | openssl x509 -noout -serial"
+    return outsider.check_output(command).partition("=")[2].lower().lstrip("0")
+
+
+def invite(server, *words: str) -> str:
+    return server.check_output("edgesec-nanomq-signer invite " + " ".join(words))
+
+
+def test_the_timer_comes_by_chance_and_makes_up_for_what_was_missed(device):
+    shown = device.check_output(
+        "systemctl show edgesec-nanomq-pull.timer -p RandomizedDelayUSec,FixedRandomDelay,Persistent,ActiveState"
+    ).split()
+    assert sorted(shown) == [
+        "ActiveState=active",
+        "FixedRandomDelay=yes",
+        "Persistent=yes",
+        "RandomizedDelayUSec=20min",
+    ]
+    assert UNIT in device.check_output("systemctl list-timers edgesec-nanomq-pull.timer")
+
+
+def test_without_an_invitation_nothing_is_changed(device, server, repository, pull):
+    """And the report says which task failed, and no more."""
+    repository.push(address=server.ipv4)
+    before = scenario.connect("device").check_output("ss -ltnH; cat /etc/systemd/system/nanomq.service")
+    report = pull(expect="failed")
+    assert "The certificate of the host" in report["cause"]
+    assert device.check_output("ss -ltnH; cat /etc/systemd/system/nanomq.service") == before
+
+
+def test_the_device_hardens_itself(device, server, outsider, repository, pull):
+    secret = invite(server, "device")
+    device.check_output(f"umask 077; echo {secret} > {INVITATION}")
+    report = pull(expect="changed")
+    assert report["commit"] == report["offered"] == report["applied"] == repository.git("rev-parse", "HEAD")
+    assert report["signer"] == "alice"
+    assert report["counts"]["changed"] > 0
+    assert report["versions"]["ansible"].startswith("2.")
+    assert report["versions"]["collection"]
+    assert not device.file(INVITATION).exists, "it was good once"
+    ports = {port: outsider.run(f"nc -z -w 2 {device.ipv4} {port}").rc == 0 for port in (1883, 8081, 8083, 8883)}
+    assert ports == {1883: False, 8081: False, 8083: False, 8883: True}
+    issuer = outsider.check_output(
+        f"openssl s_client -connect {device.ipv4}:8883 </dev/null 2>/dev/null | openssl x509 -noout -issuer"
+    )
+    assert "Online intermediate" in issuer
+
+
+def test_no_key_that_signs_is_on_the_device(device, repository):
+    lines = (repository.place / "jwt.key").read_text().splitlines()
+    for needle in (lines[1], "intermediate-Q7w"):
+        assert device.run(f"grep -rqF {shlex.quote(needle)} /etc /var/lib /root /usr/local").rc == 1
+    assert device.run("find / -xdev -name ca.key | grep .").rc == 1
+
+
+def test_the_second_pull_changes_nothing(device, pull):
+    before = scenario.conf_digest(device)
+    report = pull(expect="ok")
+    assert report["counts"]["changed"] == 0
+    assert scenario.conf_digest(device) == before
+    secrets = ("a-password-from-the-vault", "the-collectors-token", "the vault's password")
+    journal = device.check_output("journalctl --no-pager -o cat")
+    assert not [secret for secret in secrets if secret in journal or secret in json.dumps(report)]
+
+
+@pytest.mark.parametrize(("signer", "words"), [("", "is not signed"), ("mallory", "not signed by one of")])
+def test_what_nobody_known_signed_is_refused(device, server, repository, pull, signer, words):
+    before, good = scenario.conf_digest(device), repository.git("rev-parse", "HEAD")
+    bad = repository.commit(signer, nanomq_broker_log_level="debug")
+    repository.push(address=server.ipv4)
+    report = pull(expect="refused")
+    assert words in report["cause"]
+    assert (report["offered"], report["commit"]) == (bad, good)
+    assert report["counts"]["changed"] == 0
+    assert scenario.conf_digest(device) == before
+    repository.reset(good)
+    repository.push(address=server.ipv4)
+
+
+def test_a_renewal_by_a_signed_commit(device, server, outsider, repository, pull):
+    """The next certificate is asked for by the present one. And then there is no way back to the older commit."""
+    old, serial, first = (
+        scenario.conf_digest(device),
+        served_serial(outsider, device),
+        repository.git("rev-parse", "HEAD"),
+    )
+    moment = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    newer = repository.commit("alice", nanomq_pki_renew_issued_before=moment)
+    repository.push(address=server.ipv4)
+    report = pull(expect="changed")
+    assert report["commit"] == newer
+    assert served_serial(outsider, device) != serial
+    last = [json.loads(line) for line in journal(server) if '"status": 200' in line][-1]
+    assert (last["host"], last["proof"]) == ("device", "certificate")
+
+    new = scenario.conf_digest(device)
+    assert new != old
+    repository.reset(first)
+    repository.push(address=server.ipv4)
+    report = pull(expect="refused")
+    assert "going back is refused" in report["cause"]
+    assert report["commit"] == newer
+    assert scenario.conf_digest(device) == new
+    repository.reset(newer)
+    repository.push(address=server.ipv4)
+
+
+def test_remote_and_collector_are_away(device, server, pull):
+    """What was accepted is applied all the same, so what has drifted is put right. The report comes later."""
+    server.check_output("mv /srv/fleet.git /srv/away && systemctl stop collector")
+    try:
+        digest = scenario.conf_digest(device)
+        device.check_output("echo '# drift' >> /etc/nanomq/nanomq.conf")
+        report = pull(expect="unreachable", reported=False)
+        assert report["counts"]["changed"] == 1
+        assert scenario.conf_digest(device) == digest
+        assert device.file(f"{STATE}/unsent.json").exists
+    finally:
+        server.check_output(
+            "mv /srv/away /srv/fleet.git; "
+            "systemd-run --unit=collector --property=Restart=always python3 /root/collector.py"
+        )
+        assert scenario.eventually(lambda: server.run("ss -ltnH | grep -q :9443").rc == 0)
+    count = int(server.check_output("wc -l < /root/reports.jsonl"))
+    pull(expect="ok")
+    results = [json.loads(line)["result"] for line in server.check_output("cat /root/reports.jsonl").splitlines()]
+    assert results[count:] == ["unreachable", "ok"]
+    assert not device.file(f"{STATE}/unsent.json").exists
+
+
+# --- the signing service, by who asks ---------------------------------------------------------------------------------
+
+
+def journal(server) -> list[str]:
+    return server.check_output("journalctl -u edgesec-nanomq-signer --no-pager -o cat").splitlines()
+
+
+def ask(device, name: str, names: str, *curl: str) -> tuple[int, str]:
+    """What the signing service answers to a request of the device: status and words."""
+    script = f"""
+    set -e
+    cd /root
+    openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout try.key -out try.csr \
+        -subj /CN={name} -addext subjectAltName={names} 2>/dev/null
+    python3 -c 'import json; print(json.dumps({{"host": "{name}", "request": open("try.csr").read()}}))' > try.json
+    curl -sS --max-time 40 -o try.out -w '%{{http_code}}' --cacert /etc/edgesec-nanomq/pull/signer_ca.pem \
+        --data @try.json {" ".join(curl)} https://server:8443/certificate
+    echo
+    cat try.out
+    """
+    status, _newline, words = device.check_output("sh -c %s", script).partition("\n")
+    return int(status), words
+
+
+PAIR = "--cert /etc/nanomq/pki/server/current/cert.pem --key /etc/nanomq/pki/server/current/key.pem"
+
+
+def bearer(secret: str) -> str:
+    return f"-H 'Authorization: Bearer {secret}'"
+
+
+def test_the_signing_service_refuses_who_proves_nothing(device):
+    assert ask(device, "device", "DNS:device")[0] == 401
+    assert ask(device, "device", "DNS:device", bearer("made-up"))[0] == 401
+    assert ask(device, "nobody", "DNS:nobody", bearer("made-up"))[0] == 401
+
+
+def test_a_certificate_is_good_for_its_own_name_alone(device):
+    assert ask(device, "neighbour", "DNS:neighbour", PAIR)[0] == 403
+    status, words = ask(device, "device", "DNS:device,DNS:neighbour", PAIR)
+    assert status == 400
+    assert "asks for the names" in words
+    assert ask(device, "device", "DNS:device", PAIR)[0] == 200
+
+
+def test_an_invitation_is_good_once_and_for_one_host(device, server):
+    secret = invite(server, "neighbour")
+    assert ask(device, "device", "DNS:device", bearer(secret))[0] == 401, "it is another host's"
+    assert ask(device, "neighbour", "DNS:neighbour,DNS:device", bearer(secret))[0] == 400
+    assert ask(device, "neighbour", "DNS:neighbour", bearer(secret))[0] == 200
+    assert ask(device, "neighbour", "DNS:neighbour", bearer(secret))[0] == 401, "it was used"
+    late = invite(server, "neighbour", "1s")
+    server.check_output("sleep 1.5")
+    status, words = ask(device, "neighbour", "DNS:neighbour", bearer(late))
+    assert status == 401
+    assert "has ended" in words
+    assert late not in "".join(journal(server))
+
+
+def test_too_much_and_too_slow(device, server):
+    status, _words = ask(device, "device", "DNS:device", "--data-binary @/etc/ssl/certs/ca-certificates.crt", PAIR)
+    assert status == 413
+    script = """
+import socket, ssl, time
+context = ssl.create_default_context(cafile="/etc/edgesec-nanomq/pull/signer_ca.pem")
+raw = socket.create_connection(("server", 8443))
+tls = context.wrap_socket(raw, server_hostname="server")
+tls.sendall(b"POST /certificate HTTP/1.0\\r\\nContent-Length: 1000\\r\\n\\r\\n")
+began = time.monotonic()
+try:
+    while time.monotonic() < began + 60:
+        tls.sendall(b"x")
+        time.sleep(1)
+except OSError:
+    pass
+print(time.monotonic() - began)
+"""
+    assert float(device.check_output("python3 -c %s", script)) < 30
+    assert ask(device, "device", "DNS:device")[0] == 401, "it serves others"
+
+
+def test_a_revoked_certificate_is_no_proof(device, server):
+    """As when the device was stolen."""
+    serial = device.check_output("basename $(readlink /etc/nanomq/pki/server/current)")
+    scratch = pathlib.Path(scenario.INVENTORY).parent / "revoke.yml"
+    revoke = {
+        "name": "Revoke",
+        "hosts": "server",
+        "gather_facts": False,
+        "become": True,
+        "become_user": "nanomq-signer",
+        "tasks": [
+            {
+                "name": "Revoke",
+                "edgesec.nanomq.tls_revocation": {
+                    "path": "/var/lib/edgesec-nanomq-signer/ca",
+                    "serials": [serial],
+                    "unknown": True,
+                    "passphrase": "intermediate-Q7w",
+                },
+            }
+        ],
+    }
+    scratch.write_text(json.dumps([revoke]))
+    run = scenario.play(str(scratch))
+    assert run.status == 0, run.output
+    status, words = ask(device, "device", "DNS:device", PAIR)
+    assert status == 403
+    assert "revoked" in words
+
+
+def test_a_report_by_mqtt(device, server, repository):
+    """The same report, to a broker by TLS, the password in no argument."""
+    server.check_output(
+        "install -d -o mosquitto /run/mq && cd /root && "
+        "install -o mosquitto -m 0600 collector.pem collector.key /run/mq && "
+        "touch /run/mq/users && mosquitto_passwd -b /run/mq/users device mqtt-pass-word && "
+        "chown mosquitto /run/mq/users && "
+        "printf 'listener 8884\\ncertfile /run/mq/collector.pem\\nkeyfile /run/mq/collector.key\\n"
+        "password_file /run/mq/users\\nallow_anonymous false\\n' > /run/mq/conf && "
+        "systemd-run --unit=mq mosquitto -c /run/mq/conf"
+    )
+    assert scenario.eventually(lambda: server.run("ss -ltnH | grep -q :8884").rc == 0)
+    script = """
+import json, os, sys
+sys.path.insert(0, "/usr/local/lib/edgesec-nanomq")
+sys.dont_write_bytecode = True
+import pull
+os.umask(0o077)
+with open("/root/mqtt-secret", "w") as handle:
+    handle.write(sys.argv[1])
+config = json.load(open("/etc/edgesec-nanomq/pull/config.json"))
+config.update(report_url="mqtts://server:8884/fleet/device", report_secret_path="/root/mqtt-secret")
+config.update(report_username="device")
+print(pull.deliver(config, {"result": "by mqtt"}))
+"""
+    listen = (
+        "timeout 20 mosquitto_sub -h server -p 8884 --cafile /etc/edgesec-nanomq/pull/report_ca.pem -u device "
+        "-P mqtt-pass-word -t fleet/device -C 1 > /root/got & sleep 1; python3 -c %s %s; wait; cat /root/got"
+    )
+    assert device.check_output(listen, script, "mqtt-pass-word").splitlines()[-1] == '{"result": "by mqtt"}'
+    assert "could not be sent" in device.check_output("python3 -c %s wrong", script)
+    device.check_output(f"rm -f {STATE}/unsent.json")
+
+
+def test_the_repository_says_who_may_sign_next(device, server, repository, pull):
+    """A host keeps its own pulling as the repository says: a signer of before takes in another one."""
+    config = json.loads(device.check_output("cat /etc/edgesec-nanomq/pull/config.json"))
+
+    def text(name: str) -> str:
+        return device.check_output(f"cat /etc/edgesec-nanomq/pull/{name}") + "\n"
+
+    people = [
+        {"name": name, "key": (repository.place / f"{name}.pub").read_text().strip()} for name in ("alice", "mallory")
+    ]
+    repository.commit(
+        "alice",
+        nanomq_pull_signers=people,
+        nanomq_pull_remote=config["remote"],
+        nanomq_pull_ssh_key_path=config["ssh_key"],
+        nanomq_pull_ssh_known_hosts=text("known_hosts"),
+        nanomq_pull_vault_password_path=config["vault_password_path"],
+        nanomq_pull_random_delay="20min",
+        nanomq_pull_report_url=config["report_url"],
+        nanomq_pull_report_ca=text("report_ca.pem"),
+        nanomq_pull_report_secret_path=config["report_secret_path"],
+        nanomq_pull_signer_url="https://server:8443",
+        nanomq_pull_signer_ca=text("signer_ca.pem"),
+    )
+    repository.push(address=server.ipv4)
+    assert pull(expect="changed")["counts"]["changed"] == 1
+    repository.commit("mallory")
+    repository.push(address=server.ipv4)
+    report = pull(expect="ok")
+    assert (report["signer"], report["commit"]) == ("mallory", repository.git("rev-parse", "HEAD"))
+
+
+def test_an_end_of_pulling(device):
+    """What was pulled stays in force."""
+    digest = scenario.conf_digest(device)
+    run = scenario.play("edgesec.nanomq.pull_setup", hosts="device", nanomq_pull_state="absent")
+    assert run.status == 0, run.output
+    assert device.run("systemctl cat edgesec-nanomq-pull.timer edgesec-nanomq-pull.service").rc != 0
+    assert device.run("systemctl is-active edgesec-nanomq-pull.timer").stdout.strip() == "inactive"
+    assert scenario.conf_digest(device) == digest
+    assert device.run("systemctl is-active nanomq").rc == 0
