@@ -1,0 +1,179 @@
+"""Where a bridge leads, whom it takes for the right server, and what gets across."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+import pytest
+from harness import BROKERS, MQTT_PORT, QUIET, TCP, Starter, wait_for
+from material import authority, certificate, private_pem
+
+FAR_PORT, FAR_PLAIN_PORT = 8801, 8802
+USER = ("far", "password of the far end")
+#: Seconds in which a bridge that gets across has done so.
+ACROSS, NOT_ACROSS = 12, 2.5
+
+
+@pytest.fixture
+def far(tmp_path):
+    """Starts the far end, the double whatever the near one is, with a certificate for its TLS listener."""
+    directory = tmp_path / "far"
+    directory.mkdir(mode=0o755)
+    starter = Starter(BROKERS[0], directory)
+
+    def start(pair=None, mutual=False):
+        pair = pair or certificate()
+        (directory / "cert.pem").write_bytes(pair.pem)
+        (directory / "key.pem").write_bytes(private_pem(pair.key))
+        (directory / "ca.pem").write_bytes(authority("authority").pem)
+        verify = "verify_peer = true, fail_if_no_peer_cert = true" if mutual else ""
+        return starter(
+            QUIET
+            + f'listeners.ssl {{ bind = "127.0.0.1:{FAR_PORT}", keyfile = "{directory}/key.pem"\n'
+            + f'certfile = "{directory}/cert.pem", cacertfile = "{directory}/ca.pem"\n{verify} }}\n'
+            + 'listeners.wss { bind = "127.0.0.1:8086/mqtt" }\n'
+            + f'listeners.tcp {{ bind = "127.0.0.1:{FAR_PLAIN_PORT}" }}\n'
+            + f'auth {{ allow_anonymous = false, password {{ "{USER[0]}" = "{USER[1]}" }} }}\n'
+        )
+
+    yield start
+    starter.stop()
+
+
+def bridge(broker, server=f"tls+mqtt-tcp://127.0.0.1:{FAR_PORT}", ssl="ca", password=USER[1], lines=""):
+    """A configuration with a bridge; ssl: `ca`, `client` (with a certificate of its own too), or the block's text."""
+    directory = broker.directory
+    pair = certificate("client")
+    (directory / "bridge-ca.pem").write_bytes(authority("authority").pem)
+    (directory / "bridge.pem").write_bytes(pair.pem)
+    (directory / "bridge.key").write_bytes(private_pem(pair.key))
+    ca = f'cacertfile = "{directory}/bridge-ca.pem"'
+    own = f'certfile = "{directory}/bridge.pem", keyfile = "{directory}/bridge.key"'
+    block = {"ca": f"ssl {{ {ca} }}", "client": f"ssl {{ {ca}, {own} }}"}.get(ssl, ssl)
+    return (
+        QUIET
+        + TCP
+        + (
+            f'bridges.mqtt.up {{ server = "{server}", clientid = "up", keepalive = "60s"\n'
+            f'username = "{USER[0]}", password = "{password}"\n'
+            "proto_ver = 4, clean_start = true\n"
+            f"{block}\n{lines}\n"
+            'forwards = [{ remote_topic = "out/x", local_topic = "local/x", qos = 1 }]\n'
+            'subscription = [{ remote_topic = "down/x", local_topic = "in/x", qos = 1 }] }\n'
+        )
+    )
+
+
+def crosses(connect, seconds=ACROSS):
+    """Whether messages get (there, back)."""
+    near, there = connect("near", port=MQTT_PORT), connect("there", port=FAR_PLAIN_PORT, user=USER)
+    assert (near.outcome, there.outcome) == ("accepted", "accepted")
+    assert near.subscribe("in/x") == there.subscribe("out/x") == 0
+    reached = [False, False]
+    for _attempt in range(int(seconds / 0.5)):
+        near.publish("local/x", "up")
+        there.publish("down/x", "down")
+        reached = [reached[0] or there.receives("out/x", 0.2), reached[1] or near.receives("in/x", 0.2)]
+        if all(reached):
+            break
+    near.close()
+    there.close()
+    return tuple(reached)
+
+
+BOTH, NONE = (True, True), (False, False)
+
+
+def test_messages_and_the_password_get_across_in_both_directions(broker, connect, far):
+    far()
+    broker(bridge(broker))
+    assert crosses(connect) == BOTH
+
+
+def test_the_scheme_alone_decides_about_encryption(broker, connect, far):
+    far()
+    broker(bridge(broker, f"mqtt-tcp://127.0.0.1:{FAR_PLAIN_PORT}", ssl="ca"))
+    assert crosses(connect) == BOTH
+
+
+def test_a_wrong_password_gets_nowhere(broker, connect, far):
+    far()
+    broker(bridge(broker, password="wrong"))
+    assert crosses(connect, NOT_ACROSS) == NONE
+
+
+def test_the_name_in_the_certificate_is_never_looked_at(broker, connect, far):
+    far(certificate("other.example"))
+    broker(bridge(broker, f"tls+mqtt-tcp://localhost:{FAR_PORT}"))
+    assert crosses(connect) == BOTH
+
+
+WRONG = {
+    "another authority": lambda: certificate("localhost", issuer="evil authority"),
+    "expired": lambda: certificate("localhost", days=(-3, -1)),
+}
+
+
+@pytest.mark.parametrize("pair", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("lines", ["", "verify_peer = true, fail_if_no_peer_cert = true"], ids=["", "verify_peer"])
+def test_who_the_server_is(broker, connect, far, pair, lines):
+    far(pair())
+    ssl = f'ssl {{ cacertfile = "{broker.directory}/bridge-ca.pem"\n{lines} }}'
+    broker(bridge(broker, ssl=ssl))
+    if broker.does("a bridge verifies the chain"):
+        assert crosses(connect, NOT_ACROSS) == NONE
+    else:
+        assert crosses(connect) == BOTH
+
+
+def test_a_bridge_without_a_ca(broker, connect, far):
+    far()
+    broker(bridge(broker, ssl="ssl { enable = true }"))
+    if broker.does("a bridge verifies the chain"):
+        assert crosses(connect, NOT_ACROSS) == NONE
+    else:
+        assert crosses(connect) == BOTH
+
+
+def test_a_bridge_by_tls_without_its_block_never_connects(broker, connect, far):
+    far()
+    broker(bridge(broker, ssl=""))
+    assert crosses(connect, NOT_ACROSS) == NONE
+
+
+@pytest.mark.parametrize(("ssl", "expected"), [("client", BOTH), ("ca", NONE)], ids=["certificate", "none"])
+def test_a_bridge_shows_its_certificate(broker, connect, far, ssl, expected):
+    far(mutual=True)
+    broker(bridge(broker, ssl=ssl))
+    assert crosses(connect, ACROSS if expected == BOTH else NOT_ACROSS) == expected
+
+
+def test_a_far_end_that_is_away_is_no_reason_not_to_start_and_comes_back_by_itself(broker, connect, far):
+    running = broker(bridge(broker))
+    assert connect("alone").publish("local/x")
+    there = far()
+    assert crosses(connect) == BOTH
+    there.process.kill()
+    there.process.wait(10)
+    assert connect("alone").publish("local/x")
+    far()
+    assert crosses(connect) == BOTH
+    assert running.process.poll() is None
+
+
+def test_nobody_listens_for_a_bridge(broker):
+    running = broker(bridge(broker))
+    wait_for(lambda: running.listens() == {f"127.0.0.1:{MQTT_PORT}"})
+
+
+def test_the_material_of_this_file_is_good(far):
+    """The far end's certificate passes a client that verifies, so that what is refused is refused for a reason."""
+    far()
+    context = ssl.create_default_context(cadata=authority("authority").pem.decode())
+    context.check_hostname = False
+    with (
+        socket.create_connection(("127.0.0.1", FAR_PORT), 5) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as wrapped,
+    ):
+        assert wrapped.version()
