@@ -91,10 +91,16 @@ def test_messages_and_the_password_get_across_in_both_directions(broker, connect
     assert crosses(connect) == BOTH
 
 
-def test_the_scheme_alone_decides_about_encryption(broker, connect, far):
+def test_without_tls_messages_and_the_password_go_in_clear(broker, connect, far):
     far()
-    broker(bridge(broker, f"mqtt-tcp://127.0.0.1:{FAR_PLAIN_PORT}", ssl="ca"))
+    broker(bridge(broker, f"mqtt-tcp://127.0.0.1:{FAR_PLAIN_PORT}", ssl=""))
     assert crosses(connect) == BOTH
+
+
+def test_a_block_for_tls_beside_a_plain_scheme_keeps_the_bridge_from_connecting(broker, connect, far):
+    far()
+    broker(bridge(broker, f"mqtt-tcp://127.0.0.1:{FAR_PLAIN_PORT}"))
+    assert crosses(connect, NOT_ACROSS) == NONE
 
 
 def test_a_wrong_password_gets_nowhere(broker, connect, far):

@@ -47,8 +47,12 @@ class Link:
 
     @property
     def leads_anywhere(self) -> bool:
-        """Whether its server is one by TCP or TLS; others are not played."""
-        return (self._bridge.server or "").startswith(("mqtt-tcp://", "tls+mqtt-tcp://"))
+        """Whether its server is one that it can connect to; other transports are not played."""
+        server = self._bridge.server or ""
+        # A plain one with a block `ssl` fails to set up TLS, and is given up.
+        return server.startswith("tls+mqtt-tcp://") or (
+            server.startswith("mqtt-tcp://") and not self._bridge.tls.enable
+        )
 
     async def run(self) -> None:
         while True:
@@ -115,7 +119,8 @@ class Link:
         bridge = self._bridge
         flags = 0x02 | (0x80 if bridge.username else 0) | (0x40 if bridge.password else 0)
         fields = [_text(value) for value in (bridge.username, bridge.password) if value]
-        head = _text("MQTT") + bytes((4, flags)) + struct.pack("!H", bridge.keepalive)
+        # The first bit of the level says that a bridge connects; servers of today know it.
+        head = _text("MQTT") + bytes((0x84, flags)) + struct.pack("!H", bridge.keepalive)
         body = head + _text(bridge.clientid or "nanomq-bridge") + b"".join(fields)
         return bytes((_CONNECT << 4,)) + _length(len(body)) + body
 
