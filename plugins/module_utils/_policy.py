@@ -785,7 +785,8 @@ _BRIDGES_VERIFY_NOTHING = (0, 24, 14)
     "A bridge sends its password and all messages without encryption",
     why="What TLS protects on the way to this broker goes on in clear to the next one.",
     remedy=f"For the bridge's server in nanomq_broker_settings {_RELAY}: mqtt-tcp://127.0.0.1:18831",
-    source="trials: messages and password went in clear; the scheme of bridges.mqtt.<name>.server chooses the transport",
+    source="trials: messages and password went in clear; the scheme of bridges.mqtt.<name>.server chooses the "
+    "transport",
 )
 def _plain_bridge(conf: dict, context: dict) -> Iterator[str]:
     del context
@@ -799,8 +800,8 @@ def _plain_bridge(conf: dict, context: dict) -> Iterator[str]:
     "NMQ-TLS-008",
     "high",
     "A bridge cannot tell the right server from a wrong one",
-    why="From 0.24.14 on the broker takes any certificate: of another CA, for another name, expired. Neither cacertfile "
-    "nor verify_peer changes that. Before, with cacertfile, it verifies the chain and not the name. Whoever stands in "
+    why="From 0.24.14 on the broker takes any certificate: of another CA, for another name, expired. Neither "
+    "cacertfile nor verify_peer changes that. Before, with cacertfile, it verifies the chain and not the name. Whoever stands in "
     "between gets the bridge's password, reads all messages and makes up others.",
     remedy=f"For the bridge's server in nanomq_broker_settings {_RELAY}: mqtt-tcp://127.0.0.1:18831",
     source="trials: tests/contract/test_bridges.py on six versions; source: bridge.c asks for no verification, since "
@@ -877,8 +878,8 @@ def _plain_webhook(conf: dict, context: dict) -> Iterator[str]:
     "NMQ-TLS-011",
     "high",
     "A rule sends messages and a password to another host without encryption",
-    why="The targets of the rule engine have no TLS keys of their own. To a database the broker asks for no encryption, "
-    "and verifies none.",
+    why="The targets of the rule engine have no TLS keys of their own. To a database the broker asks for no "
+    "encryption, and verifies none.",
     remedy=f"In the rules of nanomq_broker_settings {_RELAY}",
     source="source: rules.repub.rules[].server, rules.{mysql,postgresql,timescaledb}.<name>.conn.host; nanomq_rule.c",
 )
@@ -898,8 +899,8 @@ def _plain_rule(conf: dict, context: dict) -> Iterator[str]:
     "NMQ-TLS-022",
     "high",
     "The broker cannot do TLS to where it is sent",
-    why="As a client of HTTPS the broker trusts no CA at all, and does not read the block `ssl`: it connects to nobody. "
-    "Events are lost without a word at the level error, and every login is refused. A bridge by TLS without a block "
+    why="As a client of HTTPS the broker trusts no CA at all, and does not read the block `ssl`: it connects to "
+    "nobody. Events are lost without a word at the level error, and every login is refused. A bridge by TLS without a block "
     "`ssl`, and a rule that publishes by TLS, do not connect either.",
     remedy=f"In nanomq_broker_settings {_RELAY}",
     source="trials: tests/contract/test_bridges.py, test_webhook.py on six versions; source: webhook_inproc.c, "

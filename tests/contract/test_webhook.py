@@ -184,7 +184,7 @@ def test_no_login_is_ever_admitted_over_https(broker, connect, receive):
     receiver = receive(certificate("localhost"))
     broker(asked(f"https://localhost:{PORT}/login", trust(broker)))
     assert turned_away(connect("here", user=USER))
-    assert receiver.failures
+    wait_for(lambda: receiver.failures)
     assert receiver.requests == []
     assert_good(receiver)
 
