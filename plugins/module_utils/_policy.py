@@ -801,8 +801,8 @@ def _plain_bridge(conf: dict, context: dict) -> Iterator[str]:
     "high",
     "A bridge cannot tell the right server from a wrong one",
     why="From 0.24.14 on the broker takes any certificate: of another CA, for another name, expired. Neither "
-    "cacertfile nor verify_peer changes that. Before, with cacertfile, it verifies the chain and not the name. Whoever stands in "
-    "between gets the bridge's password, reads all messages and makes up others.",
+    "cacertfile nor verify_peer changes that. Before, with cacertfile, it verifies the chain and not the name. Whoever "
+    "stands in between gets the bridge's password, reads all messages and makes up others.",
     remedy=f"For the bridge's server in nanomq_broker_settings {_RELAY}: mqtt-tcp://127.0.0.1:18831",
     source="trials: tests/contract/test_bridges.py on six versions; source: bridge.c asks for no verification, since "
     "verify_peer is not read for bridges",
@@ -900,8 +900,8 @@ def _plain_rule(conf: dict, context: dict) -> Iterator[str]:
     "high",
     "The broker cannot do TLS to where it is sent",
     why="As a client of HTTPS the broker trusts no CA at all, and does not read the block `ssl`: it connects to "
-    "nobody. Events are lost without a word at the level error, and every login is refused. A bridge by TLS without a block "
-    "`ssl`, and a rule that publishes by TLS, do not connect either.",
+    "nobody. Events are lost without a word at the level error, and every login is refused. A bridge by TLS without a "
+    "block `ssl`, and a rule that publishes by TLS, do not connect either.",
     remedy=f"In nanomq_broker_settings {_RELAY}",
     source="trials: tests/contract/test_bridges.py, test_webhook.py on six versions; source: webhook_inproc.c, "
     "auth_http.c and nanomq_rule.c set no TLS",

@@ -96,9 +96,13 @@ def crosses(connect, seconds=ACROSS):
     assert (near.outcome, there.outcome) == ("accepted", "accepted")
     assert there.subscribe("out/x") == 0
     up = _arrives(near, "local/x", there, "out/x", seconds)
-    # Not before: on 0.24.4 who subscribes before the bridge is connected hears nothing of it.
-    assert near.subscribe("in/x") == 0
-    down = _arrives(there, "down/x", near, "in/x", seconds)
+    # Older ones deliver nothing to who had subscribed before the bridge did, so that each attempt is another client's.
+    for attempt in range(4):
+        near.close()
+        near = connect(f"near{attempt}", port=MQTT_PORT)
+        assert near.subscribe("in/x") == 0
+        if down := _arrives(there, "down/x", near, "in/x", seconds / 4):
+            break
     near.close()
     there.close()
     return up, down
