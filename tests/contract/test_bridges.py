@@ -131,7 +131,10 @@ def test_messages_and_the_password_get_across_in_both_directions(broker, connect
 def test_without_tls_messages_and_the_password_go_in_clear(broker, connect, far):
     far()
     broker(bridge(broker, f"mqtt-tcp://127.0.0.1:{FAR_PLAIN_PORT}", ssl=""))
-    assert crosses(connect) == BOTH
+    up, down = crosses(connect)
+    # In these trials 0.22.10 and 0.23.1 brought nothing back without TLS.
+    assert up
+    assert down or broker.version < (0, 24)
 
 
 def test_a_block_for_tls_beside_a_plain_scheme_keeps_the_bridge_from_connecting(broker, connect, far):
