@@ -56,6 +56,7 @@ browser: $(VENV)/.test $(INSTALLED) ## The audit's page in a real Chromium; scre
 
 .PHONY: contract
 contract: $(VENV)/.test $(INSTALLED) ## The broker's contract, on the double and on a real NanoMQ if there is one
+	@tests/lab/lab install >/dev/null
 	@$(PYTEST) tests/contract
 
 .PHONY: fuzz

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _hocon
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _hocon, _policy
 
 
 def nanomq_conf(conf, version=None, partial=False, indent=2):
@@ -40,6 +40,16 @@ def nanomq_redact(text):
     return _hocon.redact(text)
 
 
+def nanomq_listeners(conf):
+    """The addresses on which the broker listens with a configuration, those by default included."""
+    if not isinstance(conf, Mapping):
+        raise AnsibleFilterError("nanomq_listeners: needs a dictionary")
+    try:
+        return list(dict.fromkeys(one.address for one in _policy.listeners(_builtin(conf))))
+    except ValueError:
+        raise AnsibleFilterError("nanomq_listeners: an address is none") from None
+
+
 def _require_text(name: str, text) -> None:
     if not isinstance(text, str):
         raise AnsibleFilterError(f"{name}: needs a text")
@@ -62,4 +72,5 @@ class FilterModule:
             "nanomq_conf": nanomq_conf,
             "from_nanomq_conf": from_nanomq_conf,
             "nanomq_redact": nanomq_redact,
+            "nanomq_listeners": nanomq_listeners,
         }

@@ -755,15 +755,28 @@ def _no_ca(conf: dict, context: dict) -> Iterator[str]:
             yield f"{key}.cacertfile: is not given beside verify_peer"
 
 
-def _bridge_urls(conf: dict) -> Iterator[tuple]:
-    """(key, url) of the servers that bridges lead to."""
+def _bridges(conf: dict) -> Iterator[tuple]:
+    """(kind, key, block) of the bridges to MQTT brokers that are on."""
     for kind in ("mqtt", "aws"):
         for name, bridge in _blocks(conf, "bridges", kind):
-            if (kind == "mqtt" and name == "cache") or not _on(bridge):
-                continue
-            yield _join("bridges", kind, name, "server"), get(bridge, "server")
-            for index, url in enumerate(_list(bridge, "hybrid_servers")):
-                yield _join("bridges", kind, name, "hybrid_servers", index), url
+            if _on(bridge) and not (kind == "mqtt" and name == "cache"):
+                yield kind, _join("bridges", kind, name), bridge
+
+
+def _bridge_urls(key: str, bridge: dict) -> Iterator[tuple]:
+    """(key, url) of the servers that a bridge leads to."""
+    yield f"{key}.server", get(bridge, "server")
+    for index, url in enumerate(_list(bridge, "hybrid_servers")):
+        yield f"{key}.hybrid_servers[{index}]", url
+
+
+#: What helps where the broker cannot do TLS as a client, or not safely.
+_RELAY = (
+    "let a relay on the host do TLS, which verifies chain and name (nanomq_nginx_relays, or stunnel), and name its "
+    "address on 127.0.0.1"
+)
+#: From this version on a bridge verifies no server, whatever its block `ssl` says.
+_BRIDGES_VERIFY_NOTHING = (0, 24, 14)
 
 
 @_rule(
@@ -771,32 +784,49 @@ def _bridge_urls(conf: dict) -> Iterator[tuple]:
     "high",
     "A bridge sends its password and all messages without encryption",
     why="What TLS protects on the way to this broker goes on in clear to the next one.",
-    remedy="Write the bridge's server as tls+mqtt-tcp://host:8883 in nanomq_broker_settings, with ssl.cacertfile",
-    source="source: the scheme of bridges.mqtt.<name>.server chooses the transport",
+    remedy=f"For the bridge's server in nanomq_broker_settings {_RELAY}: mqtt-tcp://127.0.0.1:18831",
+    source="trials: messages and password went in clear; the scheme of bridges.mqtt.<name>.server chooses the "
+    "transport",
 )
 def _plain_bridge(conf: dict, context: dict) -> Iterator[str]:
     del context
-    for key, url in _bridge_urls(conf):
-        if _plain(url, ("tls+", "mqtt-quic://", "wss://", "nmq-wss://")):
-            yield f"{key}: leads to another host without TLS"
+    for _kind, bridge, block in _bridges(conf):
+        for key, url in _bridge_urls(bridge, block):
+            if _plain(url, _ENCRYPTED):
+                yield f"{key}: leads to another host without TLS"
 
 
 @_rule(
     "NMQ-TLS-008",
-    "medium",
+    "high",
     "A bridge cannot tell the right server from a wrong one",
-    why="Without a CA nothing is verified, and verify_peer is not read for bridges.",
-    remedy="Name the CA in ssl.cacertfile of the bridge in nanomq_broker_settings",
-    source="source: verify_peer and fail_if_no_peer_cert are not read for bridges",
+    why="From 0.24.14 on the broker takes any certificate: of another CA, for another name, expired. Neither "
+    "cacertfile nor verify_peer changes that. Before, with cacertfile, it verifies the chain and not the name. Whoever "
+    "stands in between gets the bridge's password, reads all messages and makes up others.",
+    remedy=f"For the bridge's server in nanomq_broker_settings {_RELAY}: mqtt-tcp://127.0.0.1:18831",
+    source="trials: tests/contract/test_bridges.py on six versions; source: bridge.c asks for no verification, since "
+    "verify_peer is not read for bridges",
 )
-def _bridge_without_ca(conf: dict, context: dict) -> Iterator[str]:
-    del context
-    for kind in ("mqtt", "aws"):
-        for name, bridge in _blocks(conf, "bridges", kind):
-            url = get(bridge, "server")
-            encrypted = str(url).lower().startswith("tls+") or get(bridge, "ssl", "enable") is True
-            if _on(bridge) and encrypted and not get(bridge, "ssl", "cacertfile"):
-                yield _join("bridges", kind, name, "ssl", "cacertfile") + ": is not given"
+def _bridge_unverified(conf: dict, context: dict) -> Iterator[str]:
+    version = _version(context)
+    blind = version is None or version >= _BRIDGES_VERIFY_NOTHING
+    for kind, bridge, block in _bridges(conf):
+        without_ca = not get(block, "ssl", "cacertfile")
+        if kind == "aws":
+            if without_ca:
+                yield f"{bridge}.ssl.cacertfile: is not given"
+            continue
+        for key, url in _bridge_urls(bridge, block):
+            if _encrypted(url) and not is_loopback(_host_of(url)):
+                what = "that" if blind or without_ca else "whose name"
+                yield f"{key}: leads to a server {what} the broker does not verify"
+
+
+_ENCRYPTED = ("tls+", "mqtt-quic://", "wss://", "nmq-wss://")
+
+
+def _encrypted(url: Any) -> bool:
+    return isinstance(url, str) and url.lower().startswith(_ENCRYPTED)
 
 
 @_rule(
@@ -805,39 +835,53 @@ def _bridge_without_ca(conf: dict, context: dict) -> Iterator[str]:
     "Logins are checked over plain HTTP",
     why="auth.http_auth sends the user's name and password to another host in clear, and whoever answers in its place "
     "lets anybody in.",
-    remedy="Use an https:// URL, or an address on loopback, for auth.http_auth in nanomq_broker_settings",
-    source="source: auth.http_auth.*.url",
+    remedy=f"For auth.http_auth in nanomq_broker_settings {_RELAY}: http://127.0.0.1:18832/auth",
+    source="trials: names, passwords and headers arrive in clear",
 )
 def _plain_http_auth(conf: dict, context: dict) -> Iterator[str]:
     del context
+    for key, url in _http_auth_urls(conf):
+        if _plain(url, ("https://",)):
+            yield f"{key}: leads to another host without TLS"
+
+
+def _http_auth_urls(conf: dict) -> Iterator[tuple]:
+    """(key, url) that decide about clients."""
     block = _block(conf, "auth", "http_auth")
-    for name in ("auth_req", "super_req", "acl_req"):
-        if _on(block) and _plain(get(block, name, "url"), ("https://",)):
-            yield f"auth.http_auth.{name}.url: leads to another host without TLS"
+    if _on(block):
+        for name in ("auth_req", "super_req", "acl_req"):
+            yield f"auth.http_auth.{name}.url", get(block, name, "url")
+
+
+def _webhook_urls(conf: dict) -> Iterator[tuple]:
+    block = _block(conf, "webhook")
+    if _on(block):
+        yield "webhook.url", get(block, "url")
 
 
 @_rule(
     "NMQ-TLS-010",
-    "medium",
+    "high",
     "Events are sent over plain HTTP",
     why="The webhook carries client names, topics and messages, and its headers often carry a token.",
-    remedy="Use an https:// URL, or an address on loopback, for webhook.url in nanomq_broker_settings",
-    source="source: webhook.url",
+    remedy=f"For webhook.url in nanomq_broker_settings {_RELAY}: http://127.0.0.1:18832/events",
+    source="trials: events, messages and headers arrive in clear",
 )
 def _plain_webhook(conf: dict, context: dict) -> Iterator[str]:
     del context
-    block = _block(conf, "webhook")
-    if _on(block) and _plain(get(block, "url"), ("https://",)):
-        yield "webhook.url: leads to another host without TLS"
+    for key, url in _webhook_urls(conf):
+        if _plain(url, ("https://",)):
+            yield f"{key}: leads to another host without TLS"
 
 
 @_rule(
     "NMQ-TLS-011",
-    "medium",
+    "high",
     "A rule sends messages and a password to another host without encryption",
-    why="The targets of the rule engine have no TLS keys of their own.",
-    remedy="Name a host on loopback (a tunnel, a local relay) in the rules of nanomq_broker_settings",
-    source="source: rules.repub.rules[].server, rules.{mysql,postgresql,timescaledb}.<name>.conn.host",
+    why="The targets of the rule engine have no TLS keys of their own. To a database the broker asks for no "
+    "encryption, and verifies none.",
+    remedy=f"In the rules of nanomq_broker_settings {_RELAY}",
+    source="source: rules.repub.rules[].server, rules.{mysql,postgresql,timescaledb}.<name>.conn.host; nanomq_rule.c",
 )
 def _plain_rule(conf: dict, context: dict) -> Iterator[str]:
     del context
@@ -849,6 +893,30 @@ def _plain_rule(conf: dict, context: dict) -> Iterator[str]:
             host = get(block, "conn", "host")
             if isinstance(host, str) and not is_loopback(host):
                 yield _join("rules", kind, name, "conn", "host") + ": is another host"
+
+
+@_rule(
+    "NMQ-TLS-022",
+    "high",
+    "The broker cannot do TLS to where it is sent",
+    why="As a client of HTTPS the broker trusts no CA at all, and does not read the block `ssl`: it connects to "
+    "nobody. Events are lost without a word at the level error, and every login is refused. A bridge by TLS without a "
+    "block `ssl`, and a rule that publishes by TLS, do not connect either.",
+    remedy=f"In nanomq_broker_settings {_RELAY}",
+    source="trials: tests/contract/test_bridges.py, test_webhook.py on six versions; source: webhook_inproc.c, "
+    "auth_http.c and nanomq_rule.c set no TLS",
+)
+def _tls_without_trust(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for key, url in (*_webhook_urls(conf), *_http_auth_urls(conf)):
+        if isinstance(url, str) and url.lower().startswith("https://"):
+            yield f"{key}: is https://, which never connects"
+    for kind, bridge, block in _bridges(conf):
+        if kind == "mqtt" and _encrypted(get(block, "server")) and not _block(block, "ssl"):
+            yield f"{bridge}.ssl: is not given, and so the bridge never connects"
+    for index, rule in enumerate(_list(conf, "rules", "repub", "rules")):
+        if str(get(rule, "server")).lower().startswith("tls+"):
+            yield f"rules.repub.rules[{index}].server: asks for TLS, which never connects"
 
 
 @_host_rule(
@@ -1671,8 +1739,9 @@ def _relative_path(conf: dict, context: dict) -> Iterator[str]:
     del context
     blocks = [*tls_listeners(conf), ("http_server.jwt.public", _block(conf, "http_server", "jwt", "public"))]
     blocks += [
-        (_join("bridges", "mqtt", name, "ssl"), _block(child, "ssl"))
-        for name, child in _blocks(conf, "bridges", "mqtt")
+        (_join("bridges", kind, name, "ssl"), _block(child, "ssl"))
+        for kind in ("mqtt", "aws")
+        for name, child in _blocks(conf, "bridges", kind)
     ]
     for key, block in blocks:
         for name in _PATHS:

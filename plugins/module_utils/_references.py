@@ -170,6 +170,7 @@ _CITED: dict[str, tuple] = {
     "NMQ-TLS-019": ((IEC, "CR 1.8"),),
     "NMQ-TLS-020": ((IEC, "CR 1.8"), (IEC, "CR 1.9")),
     "NMQ-TLS-021": _PLAIN_MQTT,
+    "NMQ-TLS-022": _PLAIN,
     "NMQ-VER-001": ((CIS, "7.4"),),
     "NMQ-VER-002": ((CIS, "7.7"),),
     "NMQ-VER-003": ((CIS, "7.7"),),

@@ -46,12 +46,14 @@ def authority(name: str) -> Pair:
 
 
 @cache
-def certificate(name: str = "localhost", kind: str = "p256", issuer: str = "authority") -> Pair:
-    """A certificate of 127.0.0.1, for servers and clients."""
-    return _sign(name, make_key(kind), authority(issuer))
+def certificate(
+    name: str = "localhost", kind: str = "p256", issuer: str = "authority", days: tuple[int, int] = (-1, 1)
+) -> Pair:
+    """A certificate of 127.0.0.1, for servers and clients, that is good from day to day, counted from today."""
+    return _sign(name, make_key(kind), authority(issuer), days)
 
 
-def _sign(name: str, key: Any, issuer: Pair | None) -> Pair:
+def _sign(name: str, key: Any, issuer: Pair | None, days: tuple[int, int] = (-5, 5)) -> Pair:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
     builder = (
@@ -60,8 +62,8 @@ def _sign(name: str, key: Any, issuer: Pair | None) -> Pair:
         .public_key(key.public_key())
         .issuer_name(issuer.certificate.subject if issuer else subject)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now + datetime.timedelta(days=days[0]))
+        .not_valid_after(now + datetime.timedelta(days=days[1]))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
     )
     signer = issuer.key if issuer else key

@@ -36,6 +36,9 @@ BEHAVIOUR = {
     "TLS brings a websocket": Behaviour("0.24.4", "listeners.wss opens nothing, with or without an address"),
     "listeners.ssl.enable is heeded": Behaviour("0.24.14", "the listener is opened whatever enable says"),
     "bridges.enable is heeded": Behaviour("0.24.4", "a bridge is on whatever enable says"),
+    "a bridge verifies the chain": Behaviour(
+        "0.22.10", "it takes any certificate, once it has a block ssl", until="0.24.14"
+    ),
     "NNG bridges": Behaviour("0.24.14", "bridges.nng is not read"),
     "max_body is read": Behaviour("0.24.4", "a body of any size is taken"),
     "max_mqueue_len is 1024": Behaviour("0.24.14", "20480 unless the file says otherwise"),

@@ -69,6 +69,7 @@ def basic(**changes) -> dict:
 
 
 BASIC = "NMQ-AUT-006"
+VERIFIED = {"cacertfile": "/etc/nanomq/ca/2.pem", "verify_peer": True}
 # (rule, changes, what else is wrong then)
 BROKEN = [
     ("NMQ-NET-001", {"http_server.ip_addr": None}, ()),
@@ -103,13 +104,21 @@ BROKEN = [
     ("NMQ-TLS-006", {"listeners.ssl.cacertfile": None}, ()),
     ("NMQ-TLS-007", {"bridges.mqtt.up.server": "mqtt-tcp://192.0.2.1:1883"}, ()),
     ("NMQ-TLS-007", {"bridges.mqtt.up": {"server": "mqtt-tcp://127.0.0.1:1", "hybrid_servers": ["a:1"]}}, ()),
-    ("NMQ-TLS-008", {"bridges.mqtt.up.server": "tls+mqtt-tcp://192.0.2.1:8883"}, ()),
+    ("NMQ-TLS-008", {"bridges.mqtt.up": {"server": "tls+mqtt-tcp://192.0.2.1:8883", "ssl": VERIFIED}}, ()),
+    ("NMQ-TLS-008", {"bridges.mqtt.up": {"server": "mqtt-quic://192.0.2.1:14567", "ssl": VERIFIED}}, ()),
+    ("NMQ-TLS-008", {"bridges.aws.up": {"server": "tls+mqtt-tcp://192.0.2.1:8883"}}, ()),
+    ("NMQ-TLS-008", {"bridges.mqtt.up.server": "tls+mqtt-tcp://192.0.2.1:8883"}, ("NMQ-TLS-022",)),
     ("NMQ-TLS-009", {"auth.http_auth.auth_req": {"url": "http://192.0.2.1/auth", "method": "POST"}}, ()),
     ("NMQ-TLS-009", {"auth.http_auth.acl_req": {"url": "http://localhost.example/", "method": "POST"}}, ()),
     ("NMQ-TLS-010", {"webhook.url": "http://192.0.2.1/hook"}, ()),
     ("NMQ-TLS-010", {"webhook.url": "http://127.0.0.1@192.0.2.1/hook"}, ()),
     ("NMQ-TLS-011", {"rules.repub.rules": [{"sql": "x", "server": "mqtt-tcp://192.0.2.1:1883"}]}, ("NMQ-SVC-006",)),
     ("NMQ-TLS-011", {"rules.mysql.db.conn": {"host": "db.example"}}, ("NMQ-SVC-006",)),
+    ("NMQ-TLS-022", {"webhook": {"url": "https://192.0.2.1/hook", "ssl": VERIFIED}}, ()),
+    ("NMQ-TLS-022", {"webhook.url": "https://127.0.0.1/hook"}, ()),
+    ("NMQ-TLS-022", {"auth.http_auth.super_req": {"url": "HTTPS://192.0.2.1/", "method": "POST", "ssl": VERIFIED}}, ()),
+    ("NMQ-TLS-022", {"bridges.mqtt.up.server": "tls+mqtt-tcp://127.0.0.1:8884"}, ()),
+    ("NMQ-TLS-022", {"rules.repub.rules": [{"sql": "x", "server": "tls+mqtt-tcp://192.0.2.1:1"}]}, ("NMQ-SVC-006",)),
     ("NMQ-AUT-001", {"auth.allow_anonymous": None}, ()),
     ("NMQ-AUT-001", {"auth.allow_anonymous": True}, ()),
     ("NMQ-AUT-001", {"auth.allow_anonymous": "false"}, ()),

@@ -61,12 +61,12 @@ def _matches_any(rule: Rule, client: Client, topic: str) -> bool | None:
                 if _UNSAFE & set(value):
                     return None
                 pattern = pattern.replace(f"${{{name}}}", value)
-        if pattern[1:] == topic if pattern.startswith("@") and len(pattern) > 1 else _covers(pattern, topic):
+        if pattern[1:] == topic if pattern.startswith("@") and len(pattern) > 1 else covers(pattern, topic):
             return True
     return False
 
 
-def _covers(pattern: str, topic: str) -> bool:
+def covers(pattern: str, topic: str) -> bool:
     """Whether a topic, or a topic filter taken literally, lies within `pattern`."""
     if pattern == topic:
         return True

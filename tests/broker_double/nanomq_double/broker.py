@@ -16,7 +16,7 @@ from amqtt.broker import Broker as MqttBroker
 from amqtt.contexts import Action
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 
-from . import acl, wire
+from . import acl, outgoing, wire
 from .config import Config, Tls
 from .sockets import listening_socket
 
@@ -34,11 +34,31 @@ class NanomqPlugin(BaseAuthPlugin, BaseTopicPlugin):
     rules: Any = None
     sessions: Any = None
     trace: Any = None
+    links: Any = ()
+    hook: Any = None
 
     async def authenticate(self, *, session: Any) -> bool:
         # What a client sends as its password is logged, right or wrong.
         self.trace(f"conn_param: username: {session.username}, password: {session.password}")
-        return acl.may_connect(self.rules, session.username, session.password)
+        if not acl.may_connect(self.rules, session.username, session.password):
+            return False
+        client = acl.Client(session.client_id, session.username, session.remote_address)
+        return not self.rules.asked.enable or await outgoing.may_connect(self.rules.asked, client, session.password)
+
+    async def on_broker_client_connected(self, *, client_id: str, client_session: Any) -> None:
+        if self.hook:
+            self.hook.connected(client_id, client_session.username)
+
+    async def on_broker_message_received(self, *, client_id: str, message: Any) -> None:
+        if message is None or not message.topic or not (self.links or self.hook):
+            return
+        session, _handler = self.sessions[client_id]
+        client = acl.Client(client_id, session.username, session.remote_address)
+        if acl.may_use(self.rules, client, "publish", message.topic):
+            if self.hook:
+                self.hook.published(message.topic, bytes(message.data), message.qos, client_id, session.username)
+            for link in self.links:
+                link.forward(message.topic, bytes(message.data), message.qos)
 
     async def topic_filtering(self, *, session: Any = None, topic: str = "", action: Any = None) -> bool:
         if action == Action.RECEIVE:
@@ -81,6 +101,9 @@ class Broker:
         NanomqPlugin.sessions = self.mqtt.sessions
         self._serve = partial(self.mqtt.external_connected, listener_name="default")
         self._servers: list[Any] = []
+        NanomqPlugin.links = [outgoing.Link(bridge, self._deliver) for bridge in config.links if bridge.enable]
+        NanomqPlugin.hook = outgoing.Hook(config.webhook) if config.webhook.enable else None
+        self._running: list[asyncio.Task] = []
 
     async def start(self) -> None:
         await self.mqtt.start()
@@ -104,6 +127,11 @@ class Broker:
                 # It listens; what would be exchanged there is not played.
                 server = await asyncio.start_server(_hang_up, sock=listening_socket(url))
                 self._servers.append(server)
+
+        self._running = [asyncio.ensure_future(link.run()) for link in NanomqPlugin.links if link.leads_anywhere]
+
+    async def _deliver(self, topic: str, payload: bytes, qos: int) -> None:
+        await self.publish(topic, payload, qos, False)
 
     def clients(self) -> list[Any]:
         """Sessions of the clients that are connected."""

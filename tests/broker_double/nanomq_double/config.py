@@ -86,6 +86,49 @@ class Rule:
 
 
 @dataclass
+class Topics:
+    """An entry of a bridge's forwards or subscription."""
+
+    local: str
+    remote: str
+    prefix: str | None = None
+    suffix: str | None = None
+    qos: int | None = None
+
+
+@dataclass
+class Bridge:
+    server: str | None = None
+    clientid: str | None = None
+    username: str | None = None
+    password: str | None = None
+    keepalive: int = 60
+    enable: bool = True
+    tls: Tls = field(default_factory=Tls)
+    forwards: list[Topics] = field(default_factory=list)
+    subscription: list[Topics] = field(default_factory=list)
+
+
+@dataclass
+class Webhook:
+    enable: bool = False
+    url: str | None = None
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    events: list[tuple[str, str | None]] = field(default_factory=list)
+
+
+@dataclass
+class HttpAuth:
+    """What is asked about logins."""
+
+    enable: bool = False
+    url: str | None = None
+    method: str = "POST"
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    params: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
 class Config:
     conf_file: str | None = None
     enable: bool = True
@@ -117,6 +160,9 @@ class Config:
     auth_http: dict[str, Any] = field(default_factory=lambda: _auth_http({}, enable=False))
     sqlite: dict[str, Any] = field(default_factory=lambda: _sqlite(None))
     bridges: list[dict[str, Any]] = field(default_factory=list)
+    links: list[Bridge] = field(default_factory=list)
+    webhook: Webhook = field(default_factory=Webhook)
+    asked: HttpAuth = field(default_factory=HttpAuth)
     nng_urls: list[str] = field(default_factory=list)
     log: Log = field(default_factory=Log)
     warnings: list[str] = field(default_factory=list)
@@ -206,6 +252,7 @@ def read_value(config: Config, root: object, version: tuple[int, ...]) -> None:
     _read_log(config, _get(root, "log"))
     _read_auth(config, _get(root, "auth"))
     _read_bridges(config, _get(_get(root, "bridges"), "mqtt"))
+    _read_webhook(config.webhook, _get(root, "webhook"))
     if version >= (0, 24, 14):
         _read_nng(config, _get(_get(root, "bridges"), "nng"))
 
@@ -401,6 +448,11 @@ def _read_auth(config: Config, source: object) -> None:
             if _get(http, request) is not None and not isinstance(_get(_get(http, request), "method"), str):
                 raise Crash(f"auth.http_auth.{request} without a method")
         config.auth_http = _auth_http(http, enable=True)
+        asked, request = config.asked, _get(http, "auth_req")
+        asked.enable = config.auth_http["enable"] and isinstance(_get(request, "url"), str)
+        _string(asked, "url", request)
+        _string(asked, "method", request)
+        asked.headers, asked.params = _texts(_get(request, "headers")), _texts(_get(request, "params"))
     users = _get(source, "password")
     if users is not None:
         config.auth.enable = True
@@ -451,6 +503,44 @@ def _read_bridges(config: Config, source: object) -> None:
         if name.lower() == "cache":
             continue
         config.bridges.append({"name": name, "source": node})
+        bridge = Bridge(tls=_client_tls(_get(node, "ssl")))
+        for key in ("server", "clientid", "username", "password"):
+            _string(bridge, key, node)
+        _boolean(bridge, "enable", node)
+        bridge.keepalive = _seconds(_get(node, "keepalive"), 60)
+        bridge.forwards, bridge.subscription = _topics(node, "forwards"), _topics(node, "subscription")
+        config.links.append(bridge)
+
+
+def _topics(source: object, key: str) -> list[Topics]:
+    """Entries without both topics are dropped."""
+    found = []
+    for _name, node in _children(_get(source, key)):
+        local, remote, qos = _get(node, "local_topic"), _get(node, "remote_topic"), _get(node, "qos")
+        if isinstance(local, str) and isinstance(remote, str):
+            found.append(Topics(local, remote, qos=int(qos) if qos in (0, 1, 2) else None))
+            _string(found[-1], "prefix", node)
+            _string(found[-1], "suffix", node)
+    return found
+
+
+def _texts(source: object) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in _children(source) if isinstance(value, str)]
+
+
+def _read_webhook(webhook: Webhook, source: object) -> None:
+    if source is None:
+        return
+    webhook.enable = True
+    _boolean(webhook, "enable", source)
+    _string(webhook, "url", source)
+    if webhook.url is None:
+        raise Crash("webhook without an url")
+    webhook.headers = _texts(_get(source, "headers"))
+    for _name, node in _children(_get(source, "events")):
+        event, topic = _get(node, "event"), _get(node, "topic")
+        if isinstance(event, str):
+            webhook.events.append((event, topic if isinstance(topic, str) else None))
 
 
 def _read_nng(config: Config, source: object) -> None:

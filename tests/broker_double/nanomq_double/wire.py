@@ -61,7 +61,8 @@ class Peer:
 
     def _connect(self, body: bytes) -> bytes:
         name, rest = _field(body)
-        self.level, flags, keepalive, rest = rest[0], rest[1], rest[2:4], rest[4:]
+        # The first bit says that a bridge connects.
+        self.level, flags, keepalive, rest = rest[0] & 0x7F, rest[1], rest[2:4], rest[4:]
         if self.level == 3 and name == b"\x00\x06MQIsdp":
             name = b"\x00\x04MQTT"
         elif self.level == 5:

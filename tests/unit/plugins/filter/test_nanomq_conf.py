@@ -91,3 +91,39 @@ def test_a_syntax_error_says_where_and_quotes_nothing():
     with pytest.raises(AnsibleFilterError, match="line 2, column") as caught:
         filters.from_nanomq_conf('http_server {\n  password = "hunter2"')
     assert "hunter2" not in str(caught.value)
+
+
+def test_listeners_with_names_and_bridges_to_nng_count():
+    conf = {
+        "listeners": {
+            "ssl": {"bind": "0.0.0.0:8883", "second": {"bind": "127.0.0.1:8884"}},
+            "wss": {"bind": "127.0.0.1:8086/mqtt"},
+        },
+        "http_server": {"ip_addr": "127.0.0.1", "port": 8081},
+        "bridges": {"nng": {"sub": {"in": {"clientid": "in", "sub_url": "tcp://127.0.0.1:7001"}}}},
+    }
+    assert filters.nanomq_listeners(conf) == [
+        "0.0.0.0:8883",
+        "127.0.0.1:8884",
+        "127.0.0.1:8086",
+        "127.0.0.1:7001",
+        "127.0.0.1:8081",
+    ]
+    with pytest.raises(AnsibleFilterError, match="needs a dictionary"):
+        filters.nanomq_listeners("listeners.tcp")
+
+
+OUTGOING = """
+bridges.mqtt.far { server = "mqtt-tcp://a:SECRET1@127.0.0.1:1", password = "SECRET2", ssl { key_password = "SECRET3" } }
+bridges.aws.far { server = "a:1", password = "SECRET4", ssl { key_password = "SECRET5" } }
+webhook { url = "http://a:SECRET6@127.0.0.1/", headers { authorization = "SECRET7", x-own = "SECRET8" }
+  ssl { key_password = "SECRET9" } }
+auth.http_auth.auth_req { url = "http://a:SECRETA@127.0.0.1/", method = "POST", headers { x-own = "SECRETB" }
+  ssl { key_password = "SECRETC" } }
+rules.repub { rules = [{ sql = "x", server = "mqtt-tcp://a:SECRETD@b:1", password = "SECRETE" }] }
+rules.mysql.db.conn { host = "a", password = "SECRETF" }
+"""
+
+
+def test_no_secret_of_what_goes_out_is_shown():
+    assert "SECRET" not in filters.nanomq_redact(OUTGOING)

@@ -155,7 +155,10 @@ def test_every_rule_for_configurations_is_broken_by_a_test():
             "listeners.ssl.verify_peer": False,
             "listeners.ssl.fail_if_no_peer_cert": False,
         },
-        {"bridges.mqtt.up": {"server": "tls+mqtt-tcp://192.0.2.1:8883", "ssl": {"cacertfile": "/etc/ca.pem"}}},
+        {"bridges.mqtt.up": {"server": "mqtt-tcp://127.0.0.1:18831", "hybrid_servers": ["mqtt-tcp://localhost:1"]}},
+        {"bridges.mqtt.up": {"server": "tls+mqtt-tcp://127.0.0.1:8883", "ssl": {"cacertfile": "/etc/ca.pem"}}},
+        {"bridges.aws.up": {"server": "a.example:8883", "ssl": {"cacertfile": "/etc/ca.pem"}, "enable": False}},
+        {"webhook.url": "http://127.0.0.1:18832/events"},
         {"bridges.mqtt.up": {"server": "mqtt-tcp://192.0.2.1:1883", "enable": False}},
         {"bridges.mqtt.up.server": "mqtt-tcp://[::1]:1883"},
         {"bridges.mqtt.cache.disk_cache_size": 1},
@@ -249,6 +252,22 @@ def test_no_finding_holds_a_value_of_the_configuration():
     findings = _policy.evaluate_config(conf, version="0.25.6")
     assert len(findings) > 15
     assert not [str(finding) for finding in findings if marker in str(finding)]
+
+
+@pytest.mark.parametrize(
+    ("version", "ssl", "evidence"),
+    [
+        ("0.25.6", {"cacertfile": "/ca.pem"}, "leads to a server that the broker does not verify"),
+        ("0.24.14", {"cacertfile": "/ca.pem"}, "leads to a server that the broker does not verify"),
+        ("", {"cacertfile": "/ca.pem"}, "leads to a server that the broker does not verify"),
+        ("0.24.4", {"cacertfile": "/ca.pem"}, "leads to a server whose name the broker does not verify"),
+        ("0.24.4", {"keyfile": "/key.pem"}, "leads to a server that the broker does not verify"),
+    ],
+)
+def test_what_a_bridge_does_not_verify_depends_on_the_version(version, ssl, evidence):
+    bridge = {"server": "mqtt-tcp://127.0.0.1:1", "hybrid_servers": ["tls+mqtt-tcp://far.example:8883"], "ssl": ssl}
+    findings = {f.id: f for f in _policy.evaluate_config(changed({"bridges.mqtt.up": bridge}), version=version)}
+    assert findings["NMQ-TLS-008"].evidence == (f"bridges.mqtt.up.hybrid_servers[0]: {evidence}",)
 
 
 def test_an_url_with_a_password_is_not_quoted():

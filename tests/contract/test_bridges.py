@@ -1,0 +1,232 @@
+"""Where a bridge leads, whom it takes for the right server, and what gets across."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+
+import pytest
+from harness import MQTT_PORT, QUIET, TCP, wait_for
+from material import authority, certificate, private_pem
+
+FAR_PORT, FAR_PLAIN_PORT = 8801, 8802
+USER = ("far", "password of the far end")
+#: Seconds in which a bridge that gets across has done so.
+ACROSS, NOT_ACROSS = 12, 2
+
+
+@pytest.fixture
+def far(tmp_path):
+    """Starts the far end, mosquitto, with a certificate for its TLS listener."""
+    program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
+    assert program, "the far end of bridges is mosquitto: `make contract` installs it, or apt"
+    directory = tmp_path / "far"
+    directory.mkdir(mode=0o755)
+    started = []
+
+    def start(pair=None, mutual=False):
+        pair = pair or certificate()
+        (directory / "cert.pem").write_bytes(pair.pem)
+        (directory / "key.pem").write_bytes(private_pem(pair.key))
+        (directory / "ca.pem").write_bytes(authority("authority").pem)
+        passwords = directory / "passwords"
+        passwords.write_text(":".join(USER) + "\n")
+        subprocess.run(["mosquitto_passwd", "-U", passwords], check=True, capture_output=True)
+        lines = [
+            "user root",
+            "allow_anonymous false",
+            f"password_file {passwords}",
+            f"listener {FAR_PLAIN_PORT} 127.0.0.1",
+            f"listener {FAR_PORT} 127.0.0.1",
+            *(f"{name} {directory}/{file}.pem" for name, file in (("certfile", "cert"), ("keyfile", "key"))),
+            *([f"cafile {directory}/ca.pem", "require_certificate true"] if mutual else []),
+        ]
+        (directory / "mosquitto.conf").write_text("\n".join(lines) + "\n")
+        with (directory / "log").open("ab") as log:
+            process = subprocess.Popen([program, "-c", directory / "mosquitto.conf"], stdout=log, stderr=log)
+        started.append(process)
+        wait_for(lambda: _listens(FAR_PORT))
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(10)
+
+
+def _listens(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def bridge(broker, server=f"tls+mqtt-tcp://127.0.0.1:{FAR_PORT}", ssl="ca", password=USER[1], lines=""):
+    """A configuration with a bridge; ssl: `ca`, `client` (with a certificate of its own too), or the block's text."""
+    directory = broker.directory
+    pair = certificate("client")
+    (directory / "bridge-ca.pem").write_bytes(authority("authority").pem)
+    (directory / "bridge.pem").write_bytes(pair.pem)
+    (directory / "bridge.key").write_bytes(private_pem(pair.key))
+    ca = f'cacertfile = "{directory}/bridge-ca.pem"'
+    own = f'certfile = "{directory}/bridge.pem", keyfile = "{directory}/bridge.key"'
+    block = {"ca": f"ssl {{ {ca} }}", "client": f"ssl {{ {ca}, {own} }}"}.get(ssl, ssl)
+    return (
+        QUIET
+        + TCP
+        + (
+            f'bridges.mqtt.up {{ server = "{server}", clientid = "up", keepalive = "60s"\n'
+            f'username = "{USER[0]}", password = "{password}"\n'
+            "proto_ver = 4, clean_start = true, max_parallel_processes = 2\n"
+            "max_send_queue_len = 32, max_recv_queue_len = 128\n"
+            f"{block}\n{lines}\n"
+            'forwards = [{ remote_topic = "out/x", local_topic = "local/x", qos = 1 }]\n'
+            'subscription = [{ remote_topic = "down/x", local_topic = "in/x", qos = 1 }] }\n'
+        )
+    )
+
+
+def crosses(connect, seconds=ACROSS):
+    """Whether messages get (there, back)."""
+    # Before 0.24.14 a message that is forwarded while the bridge connects costs it its subscription.
+    time.sleep(1.5)
+    near, there = connect("near", port=MQTT_PORT), connect("there", port=FAR_PLAIN_PORT, user=USER)
+    assert (near.outcome, there.outcome) == ("accepted", "accepted")
+    assert there.subscribe("out/x") == 0
+    up = _arrives(near, "local/x", there, "out/x", seconds)
+    # Older ones deliver nothing to who had subscribed before the bridge did, so that each attempt is another client's.
+    for attempt in range(4):
+        near.close()
+        near = connect(f"near{attempt}", port=MQTT_PORT)
+        assert near.subscribe("in/x") == 0
+        if down := _arrives(there, "down/x", near, "in/x", seconds / 4):
+            break
+    near.close()
+    there.close()
+    return up, down
+
+
+def _arrives(speaker, topic, listener, there, seconds):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        speaker.publish(topic, "hello")
+        if listener.receives(there, 0.25):
+            return True
+    return False
+
+
+BOTH, NONE = (True, True), (False, False)
+
+
+def test_messages_and_the_password_get_across_in_both_directions(broker, connect, far):
+    far()
+    broker(bridge(broker))
+    assert crosses(connect) == BOTH
+
+
+def test_without_tls_messages_and_the_password_go_in_clear(broker, connect, far):
+    far()
+    broker(bridge(broker, f"mqtt-tcp://127.0.0.1:{FAR_PLAIN_PORT}", ssl=""))
+    up, down = crosses(connect)
+    # In these trials 0.22.10 and 0.23.1 brought nothing back without TLS.
+    assert up
+    assert down or broker.version < (0, 24)
+
+
+def test_a_block_for_tls_beside_a_plain_scheme_keeps_the_bridge_from_connecting(broker, connect, far):
+    far()
+    broker(bridge(broker, f"mqtt-tcp://127.0.0.1:{FAR_PLAIN_PORT}"))
+    assert crosses(connect, NOT_ACROSS) == NONE
+
+
+def test_a_wrong_password_gets_nowhere(broker, connect, far):
+    far()
+    broker(bridge(broker, password="wrong"))
+    assert crosses(connect, NOT_ACROSS) == NONE
+
+
+def test_the_name_in_the_certificate_is_never_looked_at(broker, connect, far):
+    far(certificate("other.example"))
+    broker(bridge(broker, f"tls+mqtt-tcp://localhost:{FAR_PORT}"))
+    assert crosses(connect) == BOTH
+
+
+WRONG = {
+    "another authority": lambda: certificate("localhost", issuer="evil authority"),
+    "expired": lambda: certificate("localhost", days=(-3, -1)),
+}
+
+
+@pytest.mark.parametrize("pair", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("lines", ["", "verify_peer = true, fail_if_no_peer_cert = true"], ids=["", "verify_peer"])
+def test_who_the_server_is(broker, connect, far, pair, lines):
+    far(pair())
+    ssl = f'ssl {{ cacertfile = "{broker.directory}/bridge-ca.pem"\n{lines} }}'
+    broker(bridge(broker, ssl=ssl))
+    if broker.does("a bridge verifies the chain"):
+        assert crosses(connect, NOT_ACROSS) == NONE
+    else:
+        assert crosses(connect) == BOTH
+
+
+def test_a_bridge_without_a_ca(broker, connect, far):
+    far()
+    broker(bridge(broker, ssl="ssl { enable = true }"))
+    if broker.does("a bridge verifies the chain"):
+        assert crosses(connect, NOT_ACROSS) == NONE
+    else:
+        assert crosses(connect) == BOTH
+
+
+def test_a_bridge_by_tls_without_its_block_never_connects(broker, connect, far):
+    far()
+    broker(bridge(broker, ssl=""))
+    assert crosses(connect, NOT_ACROSS) == NONE
+
+
+@pytest.mark.parametrize(("ssl", "expected"), [("client", BOTH), ("ca", NONE)], ids=["certificate", "none"])
+def test_a_bridge_shows_its_certificate(broker, connect, far, ssl, expected):
+    far(mutual=True)
+    broker(bridge(broker, ssl=ssl))
+    assert crosses(connect, ACROSS if expected == BOTH else NOT_ACROSS) == expected
+
+
+def test_a_far_end_that_is_away_is_no_reason_not_to_start(broker, connect, far):
+    running = broker(bridge(broker))
+    assert connect("alone").publish("other/x")
+    far()
+    assert crosses(connect) == BOTH
+    assert running.process.poll() is None
+
+
+def test_a_bridge_comes_back_by_itself(broker, connect, far):
+    running = broker(bridge(broker))
+    there = far()
+    assert crosses(connect) == BOTH
+    there.terminate()
+    there.wait(10)
+    assert connect("alone").publish("other/x")
+    far()
+    assert crosses(connect, 2 * ACROSS) == BOTH
+    assert running.process.poll() is None
+
+
+def test_nobody_listens_for_a_bridge(broker):
+    running = broker(bridge(broker))
+    wait_for(lambda: running.listens() == {f"127.0.0.1:{MQTT_PORT}"})
+
+
+def test_the_material_of_this_file_is_good(far):
+    """The far end's certificate passes a client that verifies, so that what is refused is refused for a reason."""
+    far()
+    context = ssl.create_default_context(cadata=authority("authority").pem.decode())
+    context.check_hostname = False
+    with (
+        socket.create_connection(("127.0.0.1", FAR_PORT), 5) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as wrapped,
+    ):
+        assert wrapped.version()
