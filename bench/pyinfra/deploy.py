@@ -115,7 +115,13 @@ firewall = [
         name="Unit of the firewall",
     ),
 ]
-changed = lambda operations: lambda: any(operation.did_change() for operation in operations)  # noqa: E731
+
+
+def changed(operations):
+    """For `_if`, which asks when its turn has come: whether one of them has changed something."""
+    return lambda: any(operation.did_change() for operation in operations)
+
+
 server.shell(
     commands=[
         f"nft --check --file {DIRECTORY}/firewall.nft",
