@@ -80,7 +80,7 @@ def test_cut_again_and_again_it_goes_on_and_rotates_nobody_twice():
     for name, seen in limited.items():
         assert seen.statuses == ([401, 200, 401] if name in FIRST else [200, 401, 401]), name
         assert seen.keys == [seen.conf] == [new if name in FIRST else old], name
-        assert name in FIRST or seen.started == begin[name].started
+        assert seen.stopped == begin[name].stopped + (name in FIRST), name
 
     # One of the others, as its callers see it.
     fleet.ssh("trixie4", "umask 077; cat > /run/watch.json", json.dumps(tokens[:2]))
@@ -129,7 +129,7 @@ def test_cut_again_and_again_it_goes_on_and_rotates_nobody_twice():
     for name, seen in after.items():
         assert seen.statuses == [401, 200, 401], name
         assert seen.keys == [new], name
-        assert seen.started == before[name].started, name
+        assert seen.stopped == before[name].stopped, name
     assert (fleet.jwt_dir() / f"fleet-{old.removesuffix('.pub')}.key").read_bytes() == old_key
     assert not list(fleet.jwt_dir().glob("*.next.key"))
     watched("trixie4")
