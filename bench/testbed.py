@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,17 @@ class BenchError(Exception):
 
 def say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def environment() -> dict[str, str]:
+    """Of ansible-playbook, with this collection alone."""
+    return os.environ | {
+        "PATH": f"{PROJECT / '.venv/bin'}:{os.environ['PATH']}",
+        "ANSIBLE_COLLECTIONS_PATH": os.environ.get("ANSIBLE_COLLECTIONS_PATH") or str(CACHE / "collections"),
+        "ANSIBLE_FORCE_COLOR": "0",
+        "ANSIBLE_LOCALHOST_WARNING": "0",
+        "ANSIBLE_PIPELINING": "1",
+    }
 
 
 def lab(*arguments: str) -> str:

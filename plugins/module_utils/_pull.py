@@ -579,9 +579,7 @@ def read_private(path: str) -> str:
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}") from None
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-            raise Failed(f"{path} must be a file of root's that nobody else can read (chmod 0600)")
+        _must_be_private(path, os.fstat(descriptor))
         secret = os.read(descriptor, 4096).decode("utf-8", "replace").strip()
     finally:
         os.close(descriptor)
@@ -637,6 +635,10 @@ def check_key_file(path: str) -> None:
         found = os.lstat(path)
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}") from None
+    _must_be_private(path, found)
+
+
+def _must_be_private(path: str, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise Failed(f"{path} must be a file of root's that nobody else can read (chmod 0600)")
 

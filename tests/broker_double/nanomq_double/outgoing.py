@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from . import acl
 from .config import Bridge, HttpAuth, Webhook
+from .wire import encode_length
 
 _RETRY_SECONDS = 1
 _CONNECT, _CONNACK, _PUBLISH, _PUBACK, _SUBSCRIBE, _PINGREQ = 1, 2, 3, 4, 8, 12
@@ -122,11 +123,11 @@ class Link:
         # The first bit of the level says that a bridge connects; servers of today know it.
         head = _text("MQTT") + bytes((0x84, flags)) + struct.pack("!H", bridge.keepalive)
         body = head + _text(bridge.clientid or "nanomq-bridge") + b"".join(fields)
-        return bytes((_CONNECT << 4,)) + _length(len(body)) + body
+        return bytes((_CONNECT << 4,)) + encode_length(len(body)) + body
 
     def _send(self, head: int, body: bytes) -> None:
         if self._writer is not None:
-            self._writer.write(bytes((head,)) + _length(len(body)) + body)
+            self._writer.write(bytes((head,)) + encode_length(len(body)) + body)
 
     def _next(self) -> int:
         self._identifier = self._identifier % 65535 + 1
@@ -142,15 +143,6 @@ async def _packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
         shift += 7
         if not byte & 0x80 or shift > 21:
             return head, await reader.readexactly(size)
-
-
-def _length(size: int) -> bytes:
-    encoded = bytearray()
-    while True:
-        size, byte = size >> 7, size & 0x7F
-        encoded.append(byte | (0x80 if size else 0))
-        if not size:
-            return bytes(encoded)
 
 
 def _text(value: str) -> bytes:

@@ -43,7 +43,7 @@ class Peer:
             body = self._connect(body)
         elif self.level == 5:
             body = self._incoming5(kind, head, body)
-        return bytes([head]) + _length(len(body)) + body
+        return bytes([head]) + encode_length(len(body)) + body
 
     def outgoing(self, packet: bytes) -> bytes:
         """A packet of the library as the client expects it; empty where it is to see nothing."""
@@ -57,7 +57,7 @@ class Peer:
             body = body[:2] + bytes(DENIED if code == 0x80 else code for code in body[2:])
         if self.level == 5:
             body = self._outgoing5(kind, packet[0], body)
-        return packet[:1] + _length(len(body)) + body
+        return packet[:1] + encode_length(len(body)) + body
 
     def _connect(self, body: bytes) -> bytes:
         name, rest = _field(body)
@@ -190,7 +190,8 @@ async def serve_websocket(serve: Callable, socket: object) -> None:
         pumping.cancel()
 
 
-def _length(size: int) -> bytes:
+def encode_length(size: int) -> bytes:
+    """The length that a packet has behind its first byte."""
     encoded = bytearray()
     while True:
         size, byte = size >> 7, size & 0x7F
