@@ -77,15 +77,40 @@ class CryptographyBackend:
         return True
 
 
-# The library checks each prime of an RSA key, which costs more than a signature; a token takes the same key twice.
+def _load_options() -> dict[str, bool]:
+    """What the library is told: not to test whether the primes of an RSA key are prime, a tenth of a second.
+
+    `_check_parts` finds damage without. Older versions cannot leave the test out.
+    """
+    return {"unsafe_skip_rsa_key_validation": True} if _VERSION >= (39, 0) else {}
+
+
+def _check_parts(key: rsa.RSAPrivateKey) -> None:
+    """Raise CryptoError unless the parts of an RSA key belong together (RFC 8017, 3.2)."""
+    parts = key.private_numbers()
+    p, q, e = parts.p, parts.q, parts.public_numbers.e
+    if not (
+        p * q == parts.public_numbers.n
+        and e * parts.d % (p - 1) == e * parts.d % (q - 1) == 1
+        and e * parts.dmp1 % (p - 1) == 1
+        and e * parts.dmq1 % (q - 1) == 1
+        and q * parts.iqmp % p == 1
+    ):
+        raise CryptoError("it is damaged: its parts do not belong together")
+
+
+# Opening a key costs more than a signature, and a token takes the same key twice.
 @functools.lru_cache(maxsize=1)
 def load_private_key(private_key: bytes, passphrase: bytes | None):
     """Return the library's key object of a PEM private key. Raises CryptoError or WrongPassphrase."""
     check_passphrase_use(private_key, passphrase)
     try:
-        return serialization.load_pem_private_key(private_key, passphrase)
+        key = serialization.load_pem_private_key(private_key, passphrase, **_load_options())
     except (ValueError, TypeError, UnsupportedAlgorithm):
         # The library's own text is left out: it says no more, and differs from version to version.
         if passphrase is not None:
             raise WrongPassphrase("it cannot be decrypted: the passphrase is wrong, or the file is damaged") from None
         raise CryptoError("it is damaged, or of a kind that is not supported") from None
+    if isinstance(key, rsa.RSAPrivateKey):
+        _check_parts(key)
+    return key

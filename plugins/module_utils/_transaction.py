@@ -748,7 +748,8 @@ class Transaction:
     """Bring a host to the wanted set of files and services, or leave it as it is.
 
     `validate` gets {dest: path of the staged file} and raises `TransactionError` where the set must not be used.
-    `probe` returns a list of what does not hold, empty where all is well. `journal` gets the start of the activation
+    `probe` returns a list of what does not hold, empty where all is well; `recheck` does it where nothing was changed,
+    and is the same unless it is given. `journal` gets the start of the activation
     (seconds since the epoch) and returns the end of what the services logged since. `memo` is plain data that is kept
     with the generation, beside what the engine itself writes there: by whom, how it was checked.
     """
@@ -761,6 +762,7 @@ class Transaction:
         *,
         validate: Callable[[dict[str, str]], None] = lambda staged: None,
         probe: Callable[[], list[str]] = list,
+        recheck: Callable[[], list[str]] | None = None,
         journal: Callable[[float], str] = lambda since: "",
         state_dir: str = STATE_DIR,
         unit_dir: str = UNIT_DIR,
@@ -774,6 +776,7 @@ class Transaction:
         self.services = services
         self.validate = validate
         self.probe = probe
+        self.recheck = recheck or probe
         self.journal = journal
         self.unit_dir = unit_dir
         self.confirm_within = confirm_within
@@ -883,7 +886,7 @@ class Transaction:
         failing, wrong = self._wrong_services()
         if not failing:
             # Which service it is that breaks a promise is not known.
-            failing, wrong = self.probe(), self.services
+            failing, wrong = self.recheck(), self.services
         if not failing:
             return self.outcome
         self.outcome.changed = True

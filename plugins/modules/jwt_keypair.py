@@ -124,6 +124,15 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
 from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem, locked, make_directories
 from ansible_collections.edgesec.nanomq.plugins.module_utils._jwt_keypair import KeyPair, check_name, check_size
 
+ARGUMENTS = {
+    "path": {"type": "path", "required": True},
+    "name": {"type": "str", "default": "fleet"},
+    "size": {"type": "int", "default": 3072},
+    "passphrase": {"type": "str", "no_log": True},
+    "regenerate": {"type": "bool", "default": False},
+    "backend": {"type": "str", "choices": ["auto", *BACKENDS], "default": "auto"},
+}
+
 #: Seconds in which another run must be done with making the pair: large keys take long to find.
 PATIENCE = 120
 
@@ -186,17 +195,7 @@ def keep_or_make(module: AnsibleModule, pair: KeyPair, backend: Backend) -> dict
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "path": {"type": "path", "required": True},
-            "name": {"type": "str", "default": "fleet"},
-            "size": {"type": "int", "default": 3072},
-            "passphrase": {"type": "str", "no_log": True},
-            "regenerate": {"type": "bool", "default": False},
-            "backend": {"type": "str", "choices": ["auto", *BACKENDS], "default": "auto"},
-        },
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     try:
         result = run(module)
     except (FileProblem, CryptoError, ValueError, OSError) as error:

@@ -212,6 +212,22 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._duration import pa
 from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
 from ansible_collections.edgesec.nanomq.plugins.module_utils._vault import Vault
 
+ARGUMENTS = {
+    "path": {"type": "path", "required": True},
+    "common_name": {"type": "str", "default": "NanoMQ fleet CA"},
+    "key_type": {"type": "str", "choices": list(KEY_TYPES), "default": "ec-p256"},
+    "valid_for": {"type": "str", "default": "3650d"},
+    "path_length": {"type": "int", "default": _authority.PATH_LENGTH},
+    "passphrase": {"type": "str", "no_log": True},
+    "issuer_path": {"type": "path"},
+    "issuer_passphrase": {"type": "str", "no_log": True},
+    "renew_before": {"type": "str"},
+    "renewal_key": {"type": "str", "choices": ["new", "same"], "default": "new", "no_log": False},
+    "rollover": {"type": "str", "choices": ["", "introduce", "switch", "retire"], "default": ""},
+    "retired_key": {"type": "str", "choices": ["archive", "destroy"], "default": "archive", "no_log": False},
+    "retire_unrenewed": {"type": "bool", "default": False},
+}
+
 #: An authority this near to its end is worth a warning in each run: replacing it takes planning.
 NEAR_END = datetime.timedelta(days=90)
 
@@ -465,24 +481,7 @@ def bring(this: Run, check_mode: bool) -> dict:
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "path": {"type": "path", "required": True},
-            "common_name": {"type": "str", "default": "NanoMQ fleet CA"},
-            "key_type": {"type": "str", "choices": list(KEY_TYPES), "default": "ec-p256"},
-            "valid_for": {"type": "str", "default": "3650d"},
-            "path_length": {"type": "int", "default": _authority.PATH_LENGTH},
-            "passphrase": {"type": "str", "no_log": True},
-            "issuer_path": {"type": "path"},
-            "issuer_passphrase": {"type": "str", "no_log": True},
-            "renew_before": {"type": "str"},
-            "renewal_key": {"type": "str", "choices": ["new", "same"], "default": "new", "no_log": False},
-            "rollover": {"type": "str", "choices": ["", "introduce", "switch", "retire"], "default": ""},
-            "retired_key": {"type": "str", "choices": ["archive", "destroy"], "default": "archive", "no_log": False},
-            "retire_unrenewed": {"type": "bool", "default": False},
-        },
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     try:
         result = run(module)
     except (FileProblem, CryptoError, ValueError, OSError) as error:

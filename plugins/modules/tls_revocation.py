@@ -106,6 +106,16 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
 from ansible_collections.edgesec.nanomq.plugins.module_utils._duration import parse_duration
 from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
 
+ARGUMENTS = {
+    "path": {"type": "path", "required": True},
+    "passphrase": {"type": "str", "no_log": True},
+    "serials": {"type": "list", "elements": "str", "default": []},
+    "common_names": {"type": "list", "elements": "str", "default": []},
+    "unknown": {"type": "bool", "default": False},
+    "valid_for": {"type": "str", "default": "30d"},
+    "renew_before": {"type": "str", "default": "50%"},
+}
+
 
 def run(module: AnsibleModule) -> dict:
     """Revoke, or keep the list in force. Raises FileProblem, CryptoError, ValueError and OSError."""
@@ -137,18 +147,7 @@ def run(module: AnsibleModule) -> dict:
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "path": {"type": "path", "required": True},
-            "passphrase": {"type": "str", "no_log": True},
-            "serials": {"type": "list", "elements": "str", "default": []},
-            "common_names": {"type": "list", "elements": "str", "default": []},
-            "unknown": {"type": "bool", "default": False},
-            "valid_for": {"type": "str", "default": "30d"},
-            "renew_before": {"type": "str", "default": "50%"},
-        },
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     try:
         result = run(module)
     except (FileProblem, CryptoError, ValueError, OSError) as error:

@@ -508,6 +508,7 @@ def apply(module: AnsibleModule, plan: Plan) -> tuple[Outcome, dict[str, str]]:
         plan.services,
         validate=lambda staged: run_validators(plan.validators, staged, plan.credentials),
         probe=lambda: run_probes(plan.probes, plan.credentials),
+        recheck=lambda: run_probes(plan.probes, plan.credentials, settled=True),
         journal=lambda since: journal_since([service.name for service in plan.services], since),
         confirm_within=plan.confirm_within,
         keep=plan.keep,

@@ -329,3 +329,26 @@ def test_private_keys_fit_into_a_pipe():
     """The largest kind, encrypted, is what the openssl back end has to pass."""
     key = _crypto.choose_backend("cryptography").generate_key("rsa-4096", b"x" * 1023)
     assert len(key) < _crypto_openssl.PIPE_SIZE
+
+
+@pytest.mark.parametrize("part", ["private_exponent", "p", "q", "dmp1", "dmq1", "iqmp"])
+def test_an_rsa_key_with_a_damaged_part_is_refused(keys, part):
+    """The library is told to skip its test of the primes; damage is found all the same."""
+    numbers = serialization.load_pem_private_key(keys["rsa-2048", None], None).private_numbers()
+    public = numbers.public_numbers
+    parts = {"version": 0, "n": public.n, "e": public.e, "private_exponent": numbers.d}
+    parts |= {name: getattr(numbers, name) for name in ("p", "q", "dmp1", "dmq1", "iqmp")}  # as RFC 8017, A.1.2 has it
+    parts[part] ^= 1 << 60
+    whole = der.encode(der.SEQUENCE, *(der.encode_integer(number) for number in parts.values()))
+    damaged = der.to_pem("RSA PRIVATE KEY", whole)
+    backend = _crypto.choose_backend("cryptography")
+    with pytest.raises(CryptoError, match="damaged"):
+        backend.sign(damaged, None, b"data")
+    with pytest.raises(CryptoError, match="damaged"):
+        backend.public_key(damaged, None)
+
+
+@pytest.mark.parametrize(("version", "told"), [((38, 0), {}), ((39, 0), {"unsafe_skip_rsa_key_validation": True})])
+def test_an_older_library_is_not_told_what_it_does_not_know(monkeypatch, version, told):
+    monkeypatch.setattr(_crypto_cryptography, "_VERSION", version)
+    assert _crypto_cryptography._load_options() == told

@@ -383,6 +383,67 @@ def count_logins(handler, logins):
     return counting
 
 
+@pytest.mark.parametrize(("settled", "refused"), [(True, 1), (False, probes.TRIES)])
+def test_where_nothing_was_changed_the_broker_refuses_as_few_as_can_be(authority, settled, refused):
+    pair, logins = authority.pair(), []
+
+    def lets_in(username, password):
+        logins.append(username)
+        return declared(username, password)
+
+    probe = {"type": "mqtt", "ca": authority.path, "certificate": pair[0], "key": pair[1], "mtls": False}
+    with serving(broker(lets_in), server_context(pair)) as port:
+        assert probes.run_probes([{**probe, "port": port}], CREDENTIALS, settled=settled) == []
+    assert logins.count(None) == refused
+    assert logins.count("sensor") == 1
+    assert len(logins) == 2 * refused + 1
+
+
+def test_who_is_refused_stays_until_all_have_been(authority):
+    """The real broker ends at some refused logins whose client is gone at once."""
+    pair, events = authority.pair(), []
+
+    def staying(connection):
+        packet = read_connect(connection)
+        events.append(("login", time.monotonic()))
+        if declared(packet["username"], packet["password"]):
+            connection.sendall(ACCEPTED)
+        else:
+            connection.sendall(b"\x20\x02\x00\x05")
+            assert connection.recv(1) == b""
+            events.append(("gone", time.monotonic()))
+
+    with serving(staying, server_context(pair)) as port:
+        assert ask_mqtt(authority, pair, port) == []
+        until = time.monotonic() + 5
+        while len(events) < 4 * probes.TRIES + 1 and time.monotonic() < until:
+            time.sleep(0.01)
+    kinds = [kind for kind, _at in events]
+    assert kinds == ["login"] * (2 * probes.TRIES + 1) + ["gone"] * 2 * probes.TRIES
+    last_login, first_gone = (at for _kind, at in events[2 * probes.TRIES : 2 * probes.TRIES + 2])
+    assert first_gone - last_login >= probes.LINGER * 0.9
+
+
+@pytest.mark.parametrize(
+    ("least", "most"),
+    [(ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3), (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_3)],
+)
+def test_logins_are_by_tls_1_2_where_the_broker_has_it(authority, least, most):
+    pair, spoken = authority.pair(), []
+    context = server_context(pair)
+    context.minimum_version, context.maximum_version = least, most
+
+    def handler(connection):
+        packet = read_connect(connection)
+        spoken.append(connection.version())
+        if declared(packet["username"], packet["password"]):
+            connection.sendall(ACCEPTED)
+
+    with serving(handler, context) as port:
+        assert ask_mqtt(authority, pair, port) == []
+    assert spoken == ["TLSv1.2" if least == ssl.TLSVersion.TLSv1_2 else "TLSv1.3"] * (2 * probes.TRIES + 1)
+
+
 def test_where_the_certificate_of_before_is_served_nobody_is_refused(authority, monkeypatch):
     """For as long as it is waited for: the real broker ends at some refused logins."""
     old, new = authority.pair("old"), authority.pair("new")

@@ -707,6 +707,27 @@ def test_a_probe_that_fails_restarts_all_services_once(pair):
     assert restarted(world) == ["svc.service", "other.service"]
 
 
+def test_who_has_changed_nothing_asks_less(world):
+    """The thorough probe is for what was changed, or set up anew."""
+    asked = []
+
+    def probe():
+        asked.append("probe")
+        return []
+
+    def recheck():
+        asked.append("recheck")
+        return answers.pop(0)
+
+    answers = [[], ["wrong"]]
+    world.apply(typical(world), [SVC], probe=probe, recheck=recheck)
+    assert asked == ["probe"]
+    world.apply(typical(world), [SVC], probe=probe, recheck=recheck)
+    assert asked == ["probe", "recheck"]
+    world.apply(typical(world), [SVC], probe=probe, recheck=recheck)
+    assert asked == ["probe", "recheck", "recheck", "probe"]
+
+
 def test_a_repair_that_does_not_help_is_an_error_with_the_journal(world):
     world.apply(typical(world), [SVC])
     before = world.files(times=True)
