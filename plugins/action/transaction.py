@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import hashlib
+import json
 import os
 import socket
 import time
@@ -54,6 +55,24 @@ def alone(group: str) -> Iterator[None]:
         yield
 
 
+def stamped(args: dict[str, Any]) -> dict[str, Any]:
+    """Put the hash of all contents in the place of the stamp, in contents and as an option of probes."""
+    args = dict(args)
+    stamp = str(args.pop("stamp", None) or "")
+    if not stamp:
+        return args
+    files = [dict(item) for item in args.get("files") or []]
+    texts = [[str(item["dest"]), str(item.get("content") or "")] for item in files]
+    found = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    for item in files:
+        if stamp in str(item.get("content") or ""):
+            item["content"] = item["content"].replace(stamp, found)
+    probes = [
+        {key: found if value == stamp else value for key, value in probe.items()} for probe in args.get("probes") or []
+    ]
+    return {**args, "files": files, "probes": probes}
+
+
 class ActionModule(ActionBase):
     """Run the module once; a second time, over a new connection, where the change must be confirmed."""
 
@@ -64,7 +83,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
         del tmp
-        args = {**self._without_secrets(dict(self._task.args)), "run": this_run(task_vars or {})}
+        args = {**self._without_secrets(stamped(self._task.args)), "run": this_run(task_vars or {})}
         group = args.pop("rollout_group", None)
         with contextlib.ExitStack() as turn:
             if group and not self._task.check_mode:

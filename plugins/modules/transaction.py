@@ -172,6 +172,12 @@ options:
   mqtt_username:
     description: A user that must be let in, with O(credentials.mqtt_password).
     type: str
+  stamp:
+    description:
+      - A word in the contents of O(files), and an option of O(probes), that stands for the SHA-256 of all contents. A
+        service can be asked for it, to tell that it runs these files and no older ones.
+      - It is replaced on the controller.
+    type: str
   confirm_within:
     description:
       - Seconds in which a fresh connection must confirm the change; otherwise the host undoes it. V(0) for none.
@@ -584,6 +590,7 @@ def main() -> None:
             "mqtt_username": {"type": "str"},
             "confirm_within": {"type": "int", "default": 0},
             "rollout_group": {"type": "str"},
+            "stamp": {"type": "str"},
             "keep": {"type": "int", "default": 5},
             "run": {"type": "dict", "default": {}},
         },

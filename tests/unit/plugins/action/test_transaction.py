@@ -256,3 +256,48 @@ def test_a_host_is_not_changed_without_its_turn(run, home, monkeypatch):
     assert host.log == []
     run(host, {"name": "broker", "rollout_group": "another"})
     assert len(host.log) == 1
+
+
+# --- the stamp --------------------------------------------------------------------------------------------------------
+
+
+def stamp(*contents, probe="WORD"):
+    """What the host is sent for files of these contents."""
+    files = [{"dest": f"/etc/{number}", "content": content} for number, content in enumerate(contents)]
+    probes = [{"type": "https", "generation": probe, "port": 443}]
+    return action.stamped({"name": "nginx", "stamp": "WORD", "files": files, "probes": probes})
+
+
+def test_the_stamp_is_the_hash_of_all_contents():
+    sent = stamp("a WORD\n", "b\n", None)
+    (probe,) = sent["probes"]
+    found = probe["generation"]
+    assert len(found) == 64
+    assert [item["content"] for item in sent["files"]] == [f"a {found}\n", "b\n", None]
+    assert probe == {"type": "https", "generation": found, "port": 443}
+    assert "stamp" not in sent
+    assert stamp("a WORD\n", "b\n", None) == sent
+
+
+def test_each_content_counts_and_so_does_its_place():
+    stamps = [
+        stamp(*contents)["probes"][0]["generation"]
+        for contents in (("a WORD", "b"), ("a WORD", "c"), ("a WORD", "b", ""), ("a WORDb", ""), ("b", "a WORD"))
+    ]
+    assert len({*stamps}) == len(stamps)
+
+
+def test_the_task_keeps_its_own_arguments():
+    files = [{"dest": "/etc/x", "content": "WORD"}]
+    args = {"stamp": "WORD", "files": files, "probes": []}
+    action.stamped(args)
+    assert args == {"stamp": "WORD", "files": [{"dest": "/etc/x", "content": "WORD"}], "probes": []}
+    assert action.stamped({"files": files}) == {"files": files}
+
+
+def test_a_content_that_is_secret_is_stamped_first(run):
+    host = Host({"changed": True})
+    run(host, {**ARGS, "stamp": "WORD", "files": [{"dest": "/etc/x", "content": "WORD", "diff": "redact"}]})
+    sent = host.log[0]
+    assert sent["files"] == [{"dest": "/etc/x", "diff": "redact"}]
+    assert len(sent["secret_contents"]["/etc/x"]) == 64
