@@ -26,7 +26,8 @@ options:
     description:
       - Absolute path of the directory, on the controller. It is made with mode V(0700).
       - It holds C(ca.key) (PKCS#8, mode V(0600)), C(ca.pem), and in C(issued/) a copy of each certificate given out;
-        during a roll-over also the key and the certificates of the other authority.
+        during a roll-over also the key and the certificates of the other authority. C(newest.json) says which copy was
+        written last, and can be lost without harm.
       - An authority made elsewhere can be put there. C(ca.pem) then holds the issuing certificate first, followed by
         those above it.
     type: path
