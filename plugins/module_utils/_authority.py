@@ -5,7 +5,8 @@
 ``ca.key`` is the private key (PKCS#8, 0600), ``ca.pem`` the issuing certificate, followed by those above it if it is an
 intermediate. ``earlier.pem`` holds issuing certificates that were renewed and have not ended. ``issued/<serial>.pem``
 keeps each certificate given out: revoking one needs its serial number at a time when the device may be gone.
-``newest.json`` says which of them was written last, and can be lost without harm. Needs the cryptography library, which
+``newest.json`` says which of them was written last, and can be lost without harm. ``crl.pem`` says which were revoked,
+see _revocation. Needs the cryptography library, which
 ansible-core brings to every controller.
 
 A roll-over replaces key and trust in three steps. *introduce*: ``next.key`` and ``next.pem`` are a successor that is
@@ -26,6 +27,8 @@ import json
 import os
 import typing
 
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _crl
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _der as der
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _x509 as x509
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
     CryptoError,
@@ -56,6 +59,7 @@ NEXT_KEY, NEXT = "next.key", "next.pem"
 PREVIOUS_KEY, PREVIOUS, CROSS = "previous.key", "previous.pem", "cross.pem"
 EARLIER = "earlier.pem"
 NEWEST = "newest.json"
+LISTS = "crl.pem"
 
 #: Modes of private keys and of certificates.
 SECRET, PUBLIC = 0o600, 0o644
@@ -451,15 +455,17 @@ def switch(authority: Authority, passphrase: bytes | None) -> None:
         )
 
 
-def unrenewed(authority: Authority) -> list[str]:
+def unrenewed(authority: Authority) -> tuple[list[str], int]:
     """Return the common names of those whose last certificate is still one of the previous authority, and valid.
 
     It is what ``issued/`` says: a certificate counts as replaced when one for the same name and usages was given out
-    by the successor. Raises FileProblem and CryptoError.
+    by the successor. What was revoked is good for nobody and so does not count, whoever gave it; how many of the
+    previous authority were left out for that is returned as well. Raises FileProblem and CryptoError.
     """
     backend = choose_backend("cryptography")
     ours = [authority.issuer, *_kept(authority)]
-    old, new = {}, set()
+    taken_back = revoked(authority)
+    old, new, left_out = {}, set(), 0
     folder = os.path.join(authority.path, ISSUED)
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
         file = os.path.join(folder, name)
@@ -468,10 +474,31 @@ def unrenewed(authority: Authority) -> list[str]:
         leaf = load_certificates(read_regular(file), file)[0]
         holder = (leaf.common_name, leaf.usages)
         if any(is_signed_by(backend, leaf, issuer) for issuer in ours):
-            new.add(holder)
-        elif _holds(leaf):
+            if leaf.serial not in taken_back:
+                new.add(holder)
+        elif not _holds(leaf):
+            continue
+        elif leaf.serial in taken_back:
+            left_out += 1
+        else:
             old[holder] = leaf.common_name
-    return sorted({common_name for holder, common_name in old.items() if holder not in new})
+    return sorted({common_name for holder, common_name in old.items() if holder not in new}), left_out
+
+
+def revoked(authority: Authority) -> set[int]:
+    """Return the serial numbers that the authority has revoked. Raises CryptoError where its list cannot be trusted."""
+    vault = Vault(authority.path)
+    try:
+        lists = _crl.load_lists(vault.read(LISTS))
+    except FileNotFoundError:
+        return set()
+    except der.DerError as error:
+        raise CryptoError(f"{vault.file(LISTS)} is no revocation list: {error}") from None
+    backend = choose_backend("cryptography")
+    ours = [one for one in lists if any(one.is_signed_by(backend, issuer) for issuer in authority.anchors)]
+    if not ours:
+        raise CryptoError(f"{vault.file(LISTS)} holds no list that this authority signed")
+    return {serial for one in ours for serial in one.serials}
 
 
 def retire(authority: Authority, *, archive: bool) -> None:

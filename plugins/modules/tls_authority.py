@@ -95,7 +95,7 @@ options:
       - V(switch) lets it sign. Both stay trusted, and devices send along a certificate of the successor by the previous
         authority, so that those who trust that one alone go on working.
       - V(retire) ends the trust in the previous authority. It is refused while somebody, by the copies in C(issued/),
-        has a valid certificate of it and none of the successor.
+        has a valid certificate of it and none of the successor. What was revoked, by C(crl.pem), does not count.
     type: str
     choices: ['', introduce, switch, retire]
     default: ''
@@ -392,16 +392,19 @@ class Run:
                 f"there is no roll-over under way in {self.path}: nothing is to be retired. It begins with"
                 f" {_authority.command('introduce', self.path)}"
             )
-        left = _authority.unrenewed(authority)
+        left, revoked = _authority.unrenewed(authority)
+        aside = f" ({revoked} revoked and not counted)" if revoked else ""
         if left and not self.module.params["retire_unrenewed"]:
             raise CryptoError(
                 f"these still have a valid certificate of the previous authority, and none of the successor:"
-                f" {', '.join(left)}. Run the playbook on them ({_authority.command('switch', self.path)}), or give"
-                " them up (retire_unrenewed, nanomq_pki_retire_unrenewed)"
+                f" {', '.join(left)}{aside}. Run the playbook on them ({_authority.command('switch', self.path)}), or"
+                " revoke what they have (playbook revoke), or give them up (retire_unrenewed,"
+                " nanomq_pki_retire_unrenewed)"
             )
         archive = self.module.params["retired_key"] == "archive"
         return Change(
-            "rollover: the previous authority is retired", lambda: _authority.retire(authority, archive=archive)
+            f"rollover: the previous authority is retired{aside}",
+            lambda: _authority.retire(authority, archive=archive),
         )
 
     def warn(self, authority: _authority.Authority, result: dict) -> None:
