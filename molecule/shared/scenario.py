@@ -180,7 +180,12 @@ def private_key():
 
 
 def issuer() -> str:
-    public = private_key().public_key()
+    return issuer_of(private_key())
+
+
+def issuer_of(key) -> str:
+    """What tokens that a key signs have to say of it."""
+    public = key.public_key()
     der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return f"jwt-{hashlib.sha256(der).hexdigest()[:8]}.pub"
 
