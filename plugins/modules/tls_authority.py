@@ -82,7 +82,8 @@ options:
     type: str
   renewal_key:
     description:
-      - Whether a renewal makes a new key or keeps the one there is.
+      - Whether a renewal makes a new key or keeps the one there is. With a revocation list it must be V(same), for with
+        the old key gone nobody could make lists for the certificate that is replaced.
     type: str
     choices: [new, same]
     default: new
@@ -325,6 +326,13 @@ class Run:
         due = issuer.not_after - datetime.timedelta(seconds=parse_margin(self.renew_before, lifetime))
         if _authority.now() < due:
             return Change()
+        if not same and _authority.now() <= issuer.not_after and Vault(self.path).has(_authority.LISTS):
+            raise CryptoError(
+                f"the authority in {self.path} is due for renewal and has a revocation list ({_authority.LISTS}). With"
+                " a new key nobody could sign one for the replaced certificate, which stays trusted until it ends, and"
+                " nginx would refuse its clients: renew it with the same key (renewal_key,"
+                f" nanomq_pki_authority_renewal_key=same), or roll over ({_authority.command('introduce', self.path)})"
+            )
         root = None
         if authority.is_intermediate:
             root = self._root(_authority.name_to_keep(authority))

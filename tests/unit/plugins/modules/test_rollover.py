@@ -18,8 +18,12 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.edgesec.nanomq.plugins.action.tls_certificate import ActionModule
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority
-from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import choose_backend, make_request
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority, _crl
+from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
+    choose_backend,
+    load_certificates,
+    make_request,
+)
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -261,6 +265,23 @@ class TestRenewal:
         assert verifies(tmp_path, sent(again), [top])
         assert verifies(tmp_path, sent(again)[:1], trusted)
         assert not controller.host()["changed"]
+
+    def test_with_a_revocation_list_the_key_stays(self, controller, root):
+        """The old certificate stays trusted, and once its list had run out nginx would refuse all clients of it."""
+        controller.revoke()
+        before = snapshot(controller.path)
+        wanted = {"renew_before": "101d", "valid_for": "200d", **root}
+        for check in (True, False):
+            refused = controller.authority(check=check, **wanted)
+            assert "has a revocation list (crl.pem)" in refused["msg"]
+            assert "nanomq_pki_authority_renewal_key=same" in refused["msg"]
+        assert snapshot(controller.path) == before
+        renewed = controller.authority(renewal_key="same", **wanted)
+        assert renewed["changed"]
+        backend = choose_backend("cryptography")
+        lists = _crl.load_lists((controller.path / "crl.pem").read_bytes())
+        ours, _root, earlier = load_certificates(renewed["trusted"].encode(), "trusted")
+        assert [one.is_signed_by(backend, authority) for one in lists for authority in (ours, earlier)] == [True, True]
 
     def test_root_absent(self, controller, root):
         shutil.rmtree(controller.root_path)
