@@ -82,13 +82,13 @@ def test_the_controllers_files_are_the_operators_own():
 
 @pytest.fixture(scope="module")
 def tokens():
-    """play(playbook): on these hosts with tokens instead of the password, and for bookworm with a key of its own."""
+    """play(playbook): on these hosts with tokens instead of the password, and for trixie with a key of its own."""
     converge = pathlib.Path(__file__).resolve().parents[1] / "converge.yml"
     basic = ("nanomq_broker_http_auth", "nanomq_broker_http_username", "nanomq_broker_http_password")
     answers = yaml.safe_load(converge.read_text())[0]["vars"]
     answers = {name: value for name, value in answers.items() if name not in (*basic, "nanomq_broker_waivers")}
     extra = pathlib.Path(INVENTORY).parent / "tokens.json"
-    hosts = {"bookworm": {**answers, "nanomq_pki_jwt_scope": "host"}, "trixie": answers}
+    hosts = {"bookworm": answers, "trixie": {**answers, "nanomq_pki_jwt_scope": "host"}}
     extra.write_text(json.dumps({"brokers": {"hosts": hosts}}))
 
     def play(playbook: str, **variables) -> scenario.Play:
@@ -119,25 +119,25 @@ def answers(brokers, *given: str) -> dict[str, list[str]]:
 
 def test_a_token_of_one_host_is_refused_at_another(brokers, tokens):
     tokens("harden")
-    own, fleet = token("bookworm"), token("fleet")
-    assert answers(brokers, own, fleet) == {"bookworm": ["200", "401"], "trixie": ["401", "200"]}
+    own, fleet = token("trixie"), token("fleet")
+    assert answers(brokers, own, fleet) == {"trixie": ["200", "401"], "bookworm": ["401", "200"]}
     again = tokens("harden")
     assert [again.recap(broker.name)["changed"] for broker in brokers] == [0, 0], again.output
 
     # It rotates on its own: the other key stays.
     issuer = jwt.decode(own, options={"verify_signature": False})["iss"]
     run = tokens("rotate_jwt", nanomq_pki_jwt_rotate_key=issuer)
-    assert run.recap("trixie")["changed"] == 0, run.output
-    new = token("bookworm")
-    assert answers(brokers, own, new, fleet) == {"bookworm": ["401", "200", "401"], "trixie": ["401", "401", "200"]}
+    assert run.recap("bookworm")["changed"] == 0, run.output
+    new = token("trixie")
+    assert answers(brokers, own, new, fleet) == {"trixie": ["401", "200", "401"], "bookworm": ["401", "401", "200"]}
     assert not list((pki() / "jwt").glob("*.rotation.json"))
 
     # The fleet's ends without the host that has its own.
     issuer = jwt.decode(fleet, options={"verify_signature": False})["iss"]
     run = tokens("rotate_jwt", nanomq_pki_jwt_rotate_key=issuer)
-    assert run.recap("bookworm")["changed"] == 0, run.output
+    assert run.recap("trixie")["changed"] == 0, run.output
     assert answers(brokers, new, fleet, token("fleet")) == {
-        "bookworm": ["200", "401", "401"],
-        "trixie": ["401", "401", "200"],
+        "trixie": ["200", "401", "401"],
+        "bookworm": ["401", "401", "200"],
     }
     assert not list((pki() / "jwt").glob("*.rotation.json"))
