@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from subjects import Subject
 from testbed import CACHE, HERE, PROJECT, BenchError, say
+from testbed import environment as common_environment
 
 SHARED = PROJECT / "molecule/shared"
 DECLARATION = HERE / "declaration.yml"
@@ -38,23 +39,19 @@ def mitogen_plugins() -> str:
 
 def environment(subject: Subject, counts: Path, forks: int) -> dict[str, str]:
     """Of ansible-playbook. All have the same but for the collections and the strategy they use."""
-    installed = os.environ.get("ANSIBLE_COLLECTIONS_PATH") or str(CACHE / "collections")
-    wanted = os.environ | {
-        "PATH": f"{PROJECT / '.venv/bin'}:{os.environ['PATH']}",
-        "ANSIBLE_COLLECTIONS_PATH": str(stock_collections()) if subject.stock else installed,
+    settings = {
         "ANSIBLE_CALLBACK_PLUGINS": str(SHARED / "callback"),
         "ANSIBLE_CALLBACKS_ENABLED": "remote_runs",
-        "ANSIBLE_FORCE_COLOR": "0",
         "ANSIBLE_FORKS": str(forks),
-        "ANSIBLE_LOCALHOST_WARNING": "0",
-        "ANSIBLE_PIPELINING": "1",
         "ANSIBLE_STDOUT_CALLBACK": "default",
         "ANSIBLE_STRATEGY": subject.strategy,
         "REMOTE_RUNS_FILE": str(counts),
     }
+    if subject.stock:
+        settings["ANSIBLE_COLLECTIONS_PATH"] = str(stock_collections())
     if subject.strategy.startswith("mitogen"):
-        wanted["ANSIBLE_STRATEGY_PLUGINS"] = mitogen_plugins()
-    return wanted
+        settings["ANSIBLE_STRATEGY_PLUGINS"] = mitogen_plugins()
+    return common_environment(**settings)
 
 
 def command(playbook: str, inventory: str, variables: dict[str, str], *arguments: str) -> list[str]:

@@ -15,6 +15,8 @@ CACHE = PROJECT / ".cache"
 RESULTS = CACHE / "bench"
 LOGS = CACHE / "logs" / "bench"
 LAB = PROJECT / "tests/lab/lab"
+#: Where the collection, as it was built, is to be found.
+COLLECTIONS = os.environ.get("ANSIBLE_COLLECTIONS_PATH") or str(CACHE / "collections")
 
 
 class BenchError(Exception):
@@ -25,14 +27,15 @@ def say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def environment() -> dict[str, str]:
-    """Of ansible-playbook, with this collection alone."""
+def environment(**settings: str) -> dict[str, str]:
+    """Of Ansible's programs, with this collection alone, unless the settings have it otherwise."""
     return os.environ | {
         "PATH": f"{PROJECT / '.venv/bin'}:{os.environ['PATH']}",
-        "ANSIBLE_COLLECTIONS_PATH": os.environ.get("ANSIBLE_COLLECTIONS_PATH") or str(CACHE / "collections"),
+        "ANSIBLE_COLLECTIONS_PATH": COLLECTIONS,
         "ANSIBLE_FORCE_COLOR": "0",
         "ANSIBLE_LOCALHOST_WARNING": "0",
         "ANSIBLE_PIPELINING": "1",
+        **settings,
     }
 
 

@@ -13,6 +13,7 @@ import pathlib
 import shlex
 import signal
 import subprocess
+import threading
 import time
 
 import jwt
@@ -75,8 +76,8 @@ def play(
     """Run a playbook on the scenario's hosts, as an operator would, and count what it costs.
 
     `interpreter` is the Python of the hosts, but not of the controller; `settings` are ANSIBLE_* variables.
-    `killed_when` is asked all the time, and once it is true, the run and all it has started on the controller are
-    killed.
+    `killed_when` is asked all the time, with the lines that were printed so far, and once it is true, the run and all
+    it has started on the controller are killed: the status is then -9. One that ends before has a status of its own.
     """
     counts = pathlib.Path(INVENTORY).parent / f"runs-{time.monotonic_ns()}.jsonl"
     command = ["ansible-playbook", "-i", str(SHARED / "inventory/hosts.yml"), "-i", INVENTORY, playbook, *arguments]
@@ -109,29 +110,47 @@ def play(
         text=True,
         cwd=pathlib.Path(INVENTORY).parent,
     )
-    if killed_when is not None:
-        _kill(process, killed_when, timeout)
-    try:
-        output, _nothing = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    costs = [json.loads(line) for line in counts.read_text().splitlines()] if counts.exists() else []
-    return Play(process.returncode, output, costs)
-
-
-def _kill(process: subprocess.Popen, when, timeout: int) -> None:
-    """Kill a process and its descendants, which may be in sessions of their own, once something has come true."""
+    lines: list[str] = []
+    reader = threading.Thread(target=_read, args=(process.stdout, lines))
+    reader.start()
     until = time.monotonic() + timeout
-    while not when() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.005)
-    parents = {}
-    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    family = [process.pid]
-    for member in family:
-        family += [pid for pid, parent in parents.items() if parent == member]
+    try:
+        while killed_when is not None and process.poll() is None and time.monotonic() < until:
+            if killed_when(lines):
+                _kill(process)
+                break
+            time.sleep(0.005)
+        process.wait(max(until - time.monotonic(), 0.1))
+    except BaseException:
+        _kill(process)
+        process.wait()
+        raise
+    finally:
+        reader.join(30)
+    costs = [json.loads(line) for line in counts.read_text().splitlines()] if counts.exists() else []
+    return Play(process.returncode, "".join(lines), costs)
+
+
+def _read(stream, lines: list[str]) -> None:
+    with stream:
+        for line in stream:
+            lines.append(line)
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """Kill a process and its descendants, which may be in sessions of their own, and leave them no time for others."""
+    family: list[int] = []
+    found = [process.pid]
+    while found:
+        for member in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, signal.SIGSTOP)
+        family += found
+        parents = {}
+        for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        found = [pid for pid, parent in parents.items() if parent in family and pid not in family]
     for member in family:
         with contextlib.suppress(ProcessLookupError):
             os.kill(member, signal.SIGKILL)
@@ -161,7 +180,12 @@ def private_key():
 
 
 def issuer() -> str:
-    public = private_key().public_key()
+    return issuer_of(private_key())
+
+
+def issuer_of(key) -> str:
+    """What tokens that a key signs have to say of it."""
+    public = key.public_key()
     der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return f"jwt-{hashlib.sha256(der).hexdigest()[:8]}.pub"
 

@@ -4,8 +4,10 @@
 
 ``ca.key`` is the private key (PKCS#8, 0600), ``ca.pem`` the issuing certificate, followed by those above it if it is an
 intermediate. ``earlier.pem`` holds issuing certificates that were renewed and have not ended. ``issued/<serial>.pem``
-keeps each certificate given out: revoking one needs its serial number at a time when the device may be gone. Needs the
-cryptography library, which ansible-core brings to every controller.
+keeps each certificate given out: revoking one needs its serial number at a time when the device may be gone.
+``newest.json`` says which of them was written last, and can be lost without harm. ``crl.pem`` says which were revoked,
+see _revocation. Needs the cryptography library, which
+ansible-core brings to every controller.
 
 A roll-over replaces key and trust in three steps. *introduce*: ``next.key`` and ``next.pem`` are a successor that is
 trusted and does not sign yet. *switch*: it becomes ``ca.key`` and ``ca.pem``, what they were becomes ``previous.key``
@@ -21,9 +23,12 @@ import contextlib
 import dataclasses
 import datetime
 import ipaddress
+import json
 import os
 import typing
 
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _crl
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _der as der
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _x509 as x509
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
     CryptoError,
@@ -53,6 +58,8 @@ KEY, CERTIFICATE, ISSUED = "ca.key", "ca.pem", "issued"
 NEXT_KEY, NEXT = "next.key", "next.pem"
 PREVIOUS_KEY, PREVIOUS, CROSS = "previous.key", "previous.pem", "cross.pem"
 EARLIER = "earlier.pem"
+NEWEST = "newest.json"
+LISTS = "crl.pem"
 
 #: Modes of private keys and of certificates.
 SECRET, PUBLIC = 0o600, 0o644
@@ -63,6 +70,9 @@ PATH_LENGTH = 1
 
 #: Certificates begin to hold this much before they are made, for devices whose clock is a little slow.
 BACKDATE = datetime.timedelta(hours=1)
+
+#: Seconds to wait for the signatures of all other forks, on a slow disk.
+QUEUE = 300
 
 
 class Meanwhile(FileProblem):
@@ -144,6 +154,14 @@ class Root:
     key: typing.Any
 
 
+@dataclasses.dataclass(frozen=True, order=True)
+class Issued:
+    """A certificate in ``issued/``, ordered by when it was written, in ns."""
+
+    modified: int
+    name: str
+
+
 def show(certificates: typing.Iterable[x509.Certificate]) -> str:
     """Return certificates as PEM text."""
     return "".join(certificate.pem().decode("ascii") for certificate in certificates)
@@ -220,16 +238,14 @@ def check_clock(path: str) -> None:
     One of the two clocks, then or now, was wrong, and what is signed now could be valid for nobody.
     Only the file that was written last is read, so that an authority of a large fleet costs no more.
     """
-    issued = os.path.join(path, ISSUED)
-    try:
-        with os.scandir(issued) as entries:
-            files = [(entry.stat().st_mtime, entry.path) for entry in entries if entry.name.endswith(".pem")]
-        if not files:
-            return
-        file = max(files)[1]
-        leaf = load_certificates(read_regular(file), file)[0]
-    except FileNotFoundError:
+    _check_clock(path, newest(path))
+
+
+def _check_clock(path: str, last: Issued | None) -> None:
+    if last is None:
         return
+    file = os.path.join(path, ISSUED, last.name)
+    leaf = load_certificates(read_regular(file), file)[0]
     if leaf.not_before > now():
         raise CryptoError(
             f"the clock of the controller says {x509.show_time(now())}, and {file}, which this authority issued, is"
@@ -237,6 +253,61 @@ def check_clock(path: str) -> None:
             " again. If it was wrong when that was issued and is right now, move that file away, and renew what was"
             " issued then (renew_issued_before)"
         )
+
+
+def newest(path: str) -> Issued | None:
+    """Return what was written last into ``issued/``, or None where nothing is.
+
+    Looking at all of it before each signature would make the first run of a fleet quadratic, so the last signature
+    wrote down what it had found. That holds for as long as the directory is the one it was then: whatever comes into
+    it or leaves it (a copy of a backup, a file moved away, a signature of another program or an older release) gives
+    it another change time, which, unlike a modification time, nobody can set. Then all of it is looked at. Only what
+    does not ask for the lock and comes at the very moment of a signature is not seen.
+    """
+    noted = _noted(path)
+    return _listed(path) if noted is None else noted
+
+
+def _listed(path: str) -> Issued | None:
+    found = []
+    try:
+        with os.scandir(os.path.join(path, ISSUED)) as entries:
+            for entry in entries:
+                # One that was moved away meanwhile is none.
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.name.endswith(".pem"):
+                        found.append(Issued(entry.stat().st_mtime_ns, entry.name))
+    except FileNotFoundError:
+        return None
+    return max(found, default=None)
+
+
+def _noted(path: str) -> Issued | None:
+    """Return what newest.json says, or None where it is not there, damaged, or of another state of ``issued/``."""
+    try:
+        note = json.loads(read_regular(os.path.join(path, NEWEST)))
+        last = Issued(note["modified"], note["name"])
+        if note["directory"] == _state(path) and _issued(path, last.name) == last:
+            return last
+    except (FileProblem, OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def _note(path: str, last: Issued) -> None:
+    """Write newest.json; the lock must be held, and the file must have been removed before ``issued/`` was changed."""
+    note = {"directory": _state(path), **dataclasses.asdict(last)}
+    write_atomic(os.path.join(path, NEWEST), json.dumps(note).encode("utf-8"), mode=PUBLIC)
+
+
+def _state(path: str) -> list[int]:
+    """Return what changes whenever something comes into ``issued/`` or leaves it, or another directory is put there."""
+    found = os.stat(os.path.join(path, ISSUED))
+    return [found.st_ino, found.st_ctime_ns]
+
+
+def _issued(path: str, name: str) -> Issued:
+    return Issued(os.stat(os.path.join(path, ISSUED, name)).st_mtime_ns, name)
 
 
 def open_key(authority: Authority, passphrase: bytes | None):
@@ -384,15 +455,17 @@ def switch(authority: Authority, passphrase: bytes | None) -> None:
         )
 
 
-def unrenewed(authority: Authority) -> list[str]:
+def unrenewed(authority: Authority) -> tuple[list[str], int]:
     """Return the common names of those whose last certificate is still one of the previous authority, and valid.
 
     It is what ``issued/`` says: a certificate counts as replaced when one for the same name and usages was given out
-    by the successor. Raises FileProblem and CryptoError.
+    by the successor. What was revoked is good for nobody and so does not count, whoever gave it; how many of the
+    previous authority were left out for that is returned as well. Raises FileProblem and CryptoError.
     """
     backend = choose_backend("cryptography")
     ours = [authority.issuer, *_kept(authority)]
-    old, new = {}, set()
+    taken_back = revoked(authority)
+    old, new, left_out = {}, set(), 0
     folder = os.path.join(authority.path, ISSUED)
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
         file = os.path.join(folder, name)
@@ -401,10 +474,31 @@ def unrenewed(authority: Authority) -> list[str]:
         leaf = load_certificates(read_regular(file), file)[0]
         holder = (leaf.common_name, leaf.usages)
         if any(is_signed_by(backend, leaf, issuer) for issuer in ours):
-            new.add(holder)
-        elif _holds(leaf):
+            if leaf.serial not in taken_back:
+                new.add(holder)
+        elif not _holds(leaf):
+            continue
+        elif leaf.serial in taken_back:
+            left_out += 1
+        else:
             old[holder] = leaf.common_name
-    return sorted({common_name for holder, common_name in old.items() if holder not in new})
+    return sorted({common_name for holder, common_name in old.items() if holder not in new}), left_out
+
+
+def revoked(authority: Authority) -> set[int]:
+    """Return the serial numbers that the authority has revoked. Raises CryptoError where its list cannot be trusted."""
+    vault = Vault(authority.path)
+    try:
+        lists = _crl.load_lists(vault.read(LISTS))
+    except FileNotFoundError:
+        return set()
+    except der.DerError as error:
+        raise CryptoError(f"{vault.file(LISTS)} is no revocation list: {error}") from None
+    backend = choose_backend("cryptography")
+    ours = [one for one in lists if any(one.is_signed_by(backend, issuer) for issuer in authority.anchors)]
+    if not ours:
+        raise CryptoError(f"{vault.file(LISTS)} holds no list that this authority signed")
+    return {serial for one in ours for serial in one.serials}
 
 
 def retire(authority: Authority, *, archive: bool) -> None:
@@ -542,8 +636,17 @@ def sign(authority: Authority, passphrase: bytes | None, pem: str, request: Requ
     It ends when the authority does, if that is earlier than ``valid_for``. Raises FileProblem and CryptoError.
     """
     asked = check_request(pem, request)
-    check_clock(authority.path)
     key = open_key(authority, passphrase)
+    # One at a time: what was written last is then what was signed last, whoever signs.
+    with Vault(authority.path).lock(patience=QUEUE):
+        last = newest(authority.path)
+        _check_clock(authority.path, last)
+        certificate = _certify_device(authority, key, asked, request)
+        _keep(authority.path, certificate, last)
+    return certificate
+
+
+def _certify_device(authority: Authority, key, asked, request: Request) -> x509.Certificate:
     begin = now()
     ours = library.load_der_x509_certificate(authority.issuer.raw)
     builder = (
@@ -567,11 +670,19 @@ def sign(authority: Authority, passphrase: bytes | None, pem: str, request: Requ
     if request.names:
         names = library.SubjectAlternativeName([_general_name(name) for name in request.names])
         builder = builder.add_extension(names, critical=False)
-    certificate = _finish(builder, key)
-    issued = os.path.join(authority.path, ISSUED)
-    make_directories(issued, mode=0o700)
-    write_atomic(os.path.join(issued, f"{certificate.identifier}.pem"), certificate.pem(), mode=0o644)
-    return certificate
+    return _finish(builder, key)
+
+
+def _keep(path: str, certificate: x509.Certificate, last: Issued | None) -> None:
+    """Put a certificate into ``issued/``, in which ``last`` was written last; the lock must be held."""
+    make_directories(os.path.join(path, ISSUED), mode=0o700)
+    # First of all: whoever is cut off from here on leaves no note of a state that is over.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(path, NEWEST))
+    name = f"{certificate.identifier}.pem"
+    write_atomic(os.path.join(path, ISSUED, name), certificate.pem(), mode=PUBLIC)
+    # Where the clock was set back since, the older file has the later time.
+    _note(path, max(one for one in (_issued(path, name), last) if one is not None))
 
 
 def _certify(subject, public_key, issuer, key, since, until, *, path_length: int) -> x509.Certificate:

@@ -36,7 +36,6 @@ except ImportError:
     # choose_backend("cryptography") then tells what is missing, before anything here is needed.
     library = hashes = serialization = None
 
-LISTS = "crl.pem"
 #: The certificates that sign, and their keys: the one in force, and during a roll-over its successor and predecessor.
 SIGNERS = (
     (_authority.CERTIFICATE, _authority.KEY),
@@ -140,10 +139,10 @@ def carry_out(wanted: Plan, passphrase: bytes | None) -> None:
     pem = b"".join(der.to_pem("X509 CRL", raw) for raw in (*made, *(one.raw for one in wanted.others)))
     if len(pem) > SIZE_LIMIT:
         raise FileProblem(
-            f"{wanted.path}/{LISTS} would have {len(pem)} bytes, more than {SIZE_LIMIT}: replace the authority by"
-            " another one, which has revoked nothing"
+            f"{wanted.path}/{_authority.LISTS} would have {len(pem)} bytes, more than {SIZE_LIMIT}: replace the"
+            " authority by another one, which has revoked nothing"
         )
-    write_atomic(os.path.join(wanted.path, LISTS), pem, mode=0o644)
+    write_atomic(os.path.join(wanted.path, _authority.LISTS), pem, mode=0o644)
 
 
 def check_keys(wanted: Plan, passphrase: bytes | None) -> None:
@@ -183,7 +182,7 @@ def _signers(path: str) -> tuple[Signer, ...]:
 
 
 def _lists(path: str) -> list[_crl.RevocationList]:
-    file = os.path.join(path, LISTS)
+    file = os.path.join(path, _authority.LISTS)
     try:
         lists = _crl.load_lists(read_regular(file))
     except FileNotFoundError:

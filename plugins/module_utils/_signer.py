@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority, _crl
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _der as der
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _x509 as x509
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
@@ -37,7 +37,6 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
 )
 from ansible_collections.edgesec.nanomq.plugins.module_utils._duration import parse_duration
 from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem, read_regular, write_atomic
-from ansible_collections.edgesec.nanomq.plugins.module_utils._vault import Vault
 
 #: Bytes of a request, and seconds that a connection may take from its first byte to its last.
 BODY_LIMIT, CONNECTION_LIMIT = 16 * 1024, 20
@@ -190,7 +189,7 @@ class Signer:
             # A client of MQTT may have the name of a host; it has not the certificate of one.
             if call.peer.is_authority or not set(request.usages) <= call.peer.usages:
                 raise Denied(403, "the certificate that was shown is not for this host's purposes")
-            if call.peer.serial in revoked(authority):
+            if call.peer.serial in _authority.revoked(authority):
                 raise Denied(403, "the certificate that was shown is revoked")
         elif call.secret:
             if request is None:
@@ -253,22 +252,6 @@ def wanted(name: str, entry: dict) -> _authority.Request:
         entry.get("key_type", "ec-p256"),
         parse_duration(entry.get("valid_for", "90d")),
     )
-
-
-def revoked(authority: _authority.Authority) -> set[int]:
-    """Return the serial numbers that the authority has revoked. Raises CryptoError where its list cannot be trusted."""
-    vault = Vault(authority.path)
-    try:
-        lists = _crl.load_lists(vault.read("crl.pem"))
-    except FileNotFoundError:
-        return set()
-    except der.DerError as error:
-        raise CryptoError(f"{vault.file('crl.pem')} is no revocation list: {error}") from None
-    backend = choose_backend("cryptography")
-    ours = [one for one in lists if any(one.is_signed_by(backend, issuer) for issuer in authority.anchors)]
-    if not ours:
-        raise CryptoError(f"{vault.file('crl.pem')} holds no list that this authority signed")
-    return {serial for one in ours for serial in one.serials}
 
 
 # --- HTTPS ------------------------------------------------------------------------------------------------------------

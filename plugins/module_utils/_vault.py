@@ -75,13 +75,13 @@ class Vault:
         return any(name.startswith(CHANGE) for name in os.listdir(self.path))
 
     @contextlib.contextmanager
-    def lock(self):
+    def lock(self, *, patience: float = PATIENCE):
         """Make the directory if there is none, keep other runs out, and finish what an earlier one left.
 
-        Yields whether there was something to finish. Raises FileProblem, after PATIENCE seconds too, and OSError.
+        Yields whether there was something to finish. Raises FileProblem, after ``patience`` seconds too, and OSError.
         """
         make_directories(self.path, mode=0o700)
-        with locked(self.path, patience=PATIENCE):
+        with locked(self.path, patience=patience):
             check_vault(self.path)
             yield self._finish()
 

@@ -26,7 +26,8 @@ options:
     description:
       - Absolute path of the directory, on the controller. It is made with mode V(0700).
       - It holds C(ca.key) (PKCS#8, mode V(0600)), C(ca.pem), and in C(issued/) a copy of each certificate given out;
-        during a roll-over also the key and the certificates of the other authority.
+        during a roll-over also the key and the certificates of the other authority. C(newest.json) says which copy was
+        written last, and can be lost without harm.
       - An authority made elsewhere can be put there. C(ca.pem) then holds the issuing certificate first, followed by
         those above it.
     type: path
@@ -81,7 +82,8 @@ options:
     type: str
   renewal_key:
     description:
-      - Whether a renewal makes a new key or keeps the one there is.
+      - Whether a renewal makes a new key or keeps the one there is. With a revocation list it must be V(same), for with
+        the old key gone nobody could make lists for the certificate that is replaced.
     type: str
     choices: [new, same]
     default: new
@@ -94,7 +96,7 @@ options:
       - V(switch) lets it sign. Both stay trusted, and devices send along a certificate of the successor by the previous
         authority, so that those who trust that one alone go on working.
       - V(retire) ends the trust in the previous authority. It is refused while somebody, by the copies in C(issued/),
-        has a valid certificate of it and none of the successor.
+        has a valid certificate of it and none of the successor. What was revoked, by C(crl.pem), does not count.
     type: str
     choices: ['', introduce, switch, retire]
     default: ''
@@ -340,6 +342,13 @@ class Run:
         due = issuer.not_after - datetime.timedelta(seconds=parse_margin(self.renew_before, lifetime))
         if _authority.now() < due:
             return Change()
+        if not same and _authority.now() <= issuer.not_after and Vault(self.path).has(_authority.LISTS):
+            raise CryptoError(
+                f"the authority in {self.path} is due for renewal and has a revocation list ({_authority.LISTS}). With"
+                " a new key nobody could sign one for the replaced certificate, which stays trusted until it ends, and"
+                " nginx would refuse its clients: renew it with the same key (renewal_key,"
+                f" nanomq_pki_authority_renewal_key=same), or roll over ({_authority.command('introduce', self.path)})"
+            )
         root = None
         if authority.is_intermediate:
             root = self._root(_authority.name_to_keep(authority))
@@ -407,16 +416,19 @@ class Run:
                 f"there is no roll-over under way in {self.path}: nothing is to be retired. It begins with"
                 f" {_authority.command('introduce', self.path)}"
             )
-        left = _authority.unrenewed(authority)
+        left, revoked = _authority.unrenewed(authority)
+        aside = f" ({revoked} revoked and not counted)" if revoked else ""
         if left and not self.module.params["retire_unrenewed"]:
             raise CryptoError(
                 f"these still have a valid certificate of the previous authority, and none of the successor:"
-                f" {', '.join(left)}. Run the playbook on them ({_authority.command('switch', self.path)}), or give"
-                " them up (retire_unrenewed, nanomq_pki_retire_unrenewed)"
+                f" {', '.join(left)}{aside}. Run the playbook on them ({_authority.command('switch', self.path)}), or"
+                " revoke what they have (playbook revoke), or give them up (retire_unrenewed,"
+                " nanomq_pki_retire_unrenewed)"
             )
         archive = self.module.params["retired_key"] == "archive"
         return Change(
-            "rollover: the previous authority is retired", lambda: _authority.retire(authority, archive=archive)
+            f"rollover: the previous authority is retired{aside}",
+            lambda: _authority.retire(authority, archive=archive),
         )
 
     def warn(self, authority: _authority.Authority, result: dict) -> None:

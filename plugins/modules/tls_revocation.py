@@ -97,7 +97,7 @@ next_update:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _revocation, _x509
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority, _revocation, _x509
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
     CryptoError,
     choose_backend,
@@ -138,7 +138,7 @@ def run(module: AnsibleModule) -> dict:
             _revocation.carry_out(plan, passphrase)
     return {
         "changed": bool(plan.reason),
-        "path": f"{plan.path}/{_revocation.LISTS}",
+        "path": f"{plan.path}/{_authority.LISTS}",
         "reason": plan.reason,
         "added": [f"{serial:x}" for serial in plan.added],
         "revoked": [f"{serial:x}" for serial in sorted(plan.serials)],

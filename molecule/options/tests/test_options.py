@@ -4,8 +4,16 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
+import time
+
+import jwt
 import pytest
-from scenario import USERS, journal, pki
+import scenario
+import yaml
+from cryptography.hazmat.primitives import serialization
+from scenario import HOSTS, INVENTORY, USERS, journal, pki
 
 PASSWORD = 'basic\'s "own" password'
 
@@ -67,3 +75,69 @@ def test_no_secret_is_in_the_logs_of_the_host(broker):
 def test_the_controllers_files_are_the_operators_own():
     for path in pki().rglob("*.key"):
         assert path.stat().st_mode & 0o077 == 0
+
+
+# --- tokens: a key pair of its own for one host -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    """play(playbook): on these hosts with tokens instead of the password, and for trixie with a key of its own."""
+    converge = pathlib.Path(__file__).resolve().parents[1] / "converge.yml"
+    basic = ("nanomq_broker_http_auth", "nanomq_broker_http_username", "nanomq_broker_http_password")
+    answers = yaml.safe_load(converge.read_text())[0]["vars"]
+    answers = {name: value for name, value in answers.items() if name not in (*basic, "nanomq_broker_waivers")}
+    extra = pathlib.Path(INVENTORY).parent / "tokens.json"
+    hosts = {"bookworm": answers, "trixie": {**answers, "nanomq_pki_jwt_scope": "host"}}
+    extra.write_text(json.dumps({"brokers": {"hosts": hosts}}))
+
+    def play(playbook: str, **variables) -> scenario.Play:
+        run = scenario.play(f"edgesec.nanomq.{playbook}", "-i", str(extra), **variables)
+        assert run.status == 0, run.output
+        return run
+
+    return play
+
+
+def token(name: str) -> str:
+    """By the key pair of that name on the controller."""
+    passphrase = HOSTS["nanomq_pki_jwt_passphrase"].encode()
+    key = serialization.load_pem_private_key((pki() / f"jwt/{name}.key").read_bytes(), passphrase)
+    return jwt.encode({"iss": scenario.issuer_of(key), "exp": int(time.time()) + 900}, key, "RS256")
+
+
+def answers(brokers, *given: str) -> dict[str, list[str]]:
+    """What REST on each host says to each token."""
+    command = (
+        "curl --silent --max-time 5 --retry 3 --retry-connrefused --output /dev/null --write-out %%{http_code}"
+        " --header %s http://127.0.0.1:9081/api/v4/brokers"
+    )
+    return {
+        broker.name: [broker.run(command, f"Authorization: Bearer {one}").stdout for one in given] for broker in brokers
+    }
+
+
+def test_a_token_of_one_host_is_refused_at_another(brokers, tokens):
+    tokens("harden")
+    own, fleet = token("trixie"), token("fleet")
+    assert answers(brokers, own, fleet) == {"trixie": ["200", "401"], "bookworm": ["401", "200"]}
+    again = tokens("harden")
+    assert [again.recap(broker.name)["changed"] for broker in brokers] == [0, 0], again.output
+
+    # It rotates on its own: the other key stays.
+    issuer = jwt.decode(own, options={"verify_signature": False})["iss"]
+    run = tokens("rotate_jwt", nanomq_pki_jwt_rotate_key=issuer)
+    assert run.recap("bookworm")["changed"] == 0, run.output
+    new = token("trixie")
+    assert answers(brokers, own, new, fleet) == {"trixie": ["401", "200", "401"], "bookworm": ["401", "401", "200"]}
+    assert not list((pki() / "jwt").glob("*.rotation.json"))
+
+    # The fleet's ends without the host that has its own.
+    issuer = jwt.decode(fleet, options={"verify_signature": False})["iss"]
+    run = tokens("rotate_jwt", nanomq_pki_jwt_rotate_key=issuer)
+    assert run.recap("trixie")["changed"] == 0, run.output
+    assert answers(brokers, new, fleet, token("fleet")) == {
+        "trixie": ["200", "401", "401"],
+        "bookworm": ["401", "401", "200"],
+    }
+    assert not list((pki() / "jwt").glob("*.rotation.json"))

@@ -242,27 +242,15 @@ def test_what_a_renewal_costs_a_client_that_publishes(brokers, publishing):
 
 def killed(moment: str, task: str, seconds: float) -> None:
     """A run whose controller is killed, its workers with it, so many seconds after a task has begun."""
-    command = ["ansible-playbook", "-i", str(scenario.SHARED / "inventory/hosts.yml"), "-i", scenario.INVENTORY]
-    command += ["-i", INVENTORY, RENEW, "--extra-vars", json.dumps({"nanomq_pki_renew_issued_before": moment})]
-    environment = os.environ | {"ANSIBLE_PIPELINING": "1", "ANSIBLE_FORCE_COLOR": "0", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        cwd=pathlib.Path(scenario.INVENTORY).parent,
-    )
-    try:
-        found = any(task in line for line in process.stdout if "TASK" in line)
-        time.sleep(seconds)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-    assert found, task
+    begun: list[float] = []
+
+    def long_enough(lines: list[str]) -> bool:
+        if not begun and any(task in line for line in lines if "TASK" in line):
+            begun.append(time.monotonic())
+        return bool(begun) and time.monotonic() - begun[0] >= seconds
+
+    done = renew(killed_when=long_enough, nanomq_pki_renew_issued_before=moment)
+    assert done.status == -signal.SIGKILL, (task, done.output)
 
 
 def test_the_controller_is_killed_and_the_next_run_ends_it(outsider, brokers, publishing):

@@ -221,7 +221,7 @@ def test_out_of_order_is_refused_before_anything_is_changed(brokers):
 def test_switch_killed_in_the_middle_and_run_again(brokers, clients):
     old = certificates("ca.pem")[0]
     killed = rollover(
-        "switch", killed_when=lambda: (pki() / "ca/previous.pem").exists() or (pki() / "ca/.change").exists()
+        "switch", killed_when=lambda _lines: (pki() / "ca/previous.pem").exists() or (pki() / "ca/.change").exists()
     )
     assert killed.status == -9, killed.output
     refused = rollover("retire", hosts=brokers[0].name)

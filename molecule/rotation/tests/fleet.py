@@ -7,7 +7,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
-import os
 import pathlib
 import re
 import signal
@@ -112,37 +111,18 @@ def rotate(*arguments: str, **options) -> scenario.Play:
 
 def cut(hosts: int, **variables) -> int:
     """Rotate, two hosts at a time, and end all of the controller once so many have the new key. Returns how many."""
-    command = [
-        *("ansible-playbook", "-i", str(scenario.SHARED / "inventory/hosts.yml"), "-i", scenario.INVENTORY),
-        *("-i", str(OWN_INVENTORY), "edgesec.nanomq.rotate_jwt", "--extra-vars", json.dumps(variables)),
-    ]
-    environment = os.environ | {
-        "ANSIBLE_FORCE_COLOR": "0",
-        "ANSIBLE_PIPELINING": "1",
-        "ANSIBLE_STDOUT_CALLBACK": "default",
-    }
-    running = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        cwd=pathlib.Path(scenario.INVENTORY).parent,
-    )
-    seen, task = 0, ""
-    try:
-        for line in running.stdout:
+    seen = 0
+
+    def enough(lines: list[str]) -> bool:
+        nonlocal seen
+        task, seen = "", 0
+        for line in lines:
             task = line if line.startswith("TASK") else task
             seen += bool("as one transaction" in task and re.match(r"(changed|ok): \[", line))
-            if seen >= hosts:
-                break
-        else:
-            raise AssertionError("the play came to its end")
-    finally:
-        os.killpg(running.pid, signal.SIGKILL)
-        running.wait(timeout=30)
+        return seen >= hosts
+
+    run = rotate(killed_when=enough, nanomq_rollout_batches=2, **variables)
+    assert run.status == -signal.SIGKILL, run.output
     return seen
 
 

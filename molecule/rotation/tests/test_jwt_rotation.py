@@ -88,7 +88,7 @@ def test_cut_again_and_again_it_goes_on_and_rotates_nobody_twice():
     fleet.ssh("trixie4", "systemd-run --quiet --collect --unit=watch /usr/bin/python3 /run/watch.py")
 
     # The controller is killed when five have it.
-    killed_at = fleet.cut(5, nanomq_rollout_batches=2, **asked)
+    killed_at = fleet.cut(5, **asked)
     assert scenario.eventually(lambda: fleet.settled(NAMES), 30)
     killed = fleet.look(NAMES, *tokens)
     done = sorted(name for name, seen in killed.items() if seen.conf == new)

@@ -33,26 +33,33 @@ LIVE = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def callers(outsider):
-    """Certificates of two operators and two devices, on the outsider."""
-    given = pathlib.Path(scenario.INVENTORY).parent / "given"
+def give(*given: tuple[str, str]) -> None:
+    """Certificates for (name, its authority), on the outsider, with all that may be trusted now."""
+    directory = pathlib.Path(scenario.INVENTORY).parent / "given"
     variables = {
-        "given": str(given),
+        "given": str(directory),
+        "wanted": [{"name": name, "authority": authority} for name, authority in given],
         "pki": str(scenario.pki()),
         "passphrase": scenario.HOSTS["nanomq_pki_authority_passphrase"],
     }
     command = ["ansible-playbook", "-i", "localhost,", str(fleet.HERE / "give.yml"), "-e", json.dumps(variables)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
-    files = {"ca.pem": (scenario.pki() / "ca/ca.pem").read_text()}
-    for name in ("ann", "bob", "meter-9", "meter-10"):
-        files[f"{name}.pem"] = (given / name / "current/cert.pem").read_text()
-        files[f"{name}.key"] = (given / name / "current/key.pem").read_text()
+    trusted = (scenario.pki() / "ca" / f"{name}.pem" for name in ("ca", "next", "previous"))
+    files = {"ca.pem": "".join(path.read_text() for path in trusted if path.exists())}
+    for name, _authority in given:
+        files[f"{name}.pem"] = (directory / name / "current/cert.pem").read_text()
+        files[f"{name}.key"] = (directory / name / "current/key.pem").read_text()
     unpack = (
         "import json, os, pathlib, sys; os.umask(0o77); here = pathlib.Path(sys.argv[1]); here.mkdir(exist_ok=True)\n"
         "for name, text in json.load(sys.stdin).items(): (here / name).write_text(text)"
     )
     fleet.ssh("outsider", f"python3 -c {shlex.quote(unpack)} {WHERE}", json.dumps(files))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def callers():
+    """Two operators and two devices."""
+    give(("ann", "operators"), ("bob", "operators"), ("meter-9", "ca"), ("meter-10", "ca"))
 
 
 def status(broker, operator: str, *more: str) -> str:
@@ -187,3 +194,48 @@ def test_a_rollback_to_before_is_refused_or_says_what_it_brings_back(fronts):
     )
     assert run.status == 0, run.output
     assert "who was revoked since gets in again" in run.flat()
+
+
+def rollover(step: str, **variables) -> scenario.Play:
+    """A step of the roll-over of both authorities, the devices' and the operators'."""
+    steps = {"nanomq_pki_authority_rollover": step, "nanomq_pki_operators_rollover": step}
+    return fleet.play("harden", hosts=",".join(FRONTS), **steps, **variables)
+
+
+def let_in(outsider, broker, devices: list[str], operators: list[str]) -> tuple[list[str], list[str]]:
+    """Those of them that get in at nginx: devices with MQTT, operators with REST."""
+    return (
+        [name for name in devices if gets_in(outsider, broker, 8884, name, "sensor")],
+        [name for name in operators if status(broker, name) == "200"],
+    )
+
+
+def test_what_was_revoked_stays_so_in_a_roll_over(outsider, fronts):
+    """With lists in force: before the successor signs, when it does, and when its predecessor is gone."""
+    for step in ("introduce", "switch"):
+        run = rollover(step)
+        assert run.status == 0, run.output
+        for broker in fronts:
+            found = let_in(outsider, broker, ["meter-9", "meter-10"], ["ann", "bob"])
+            assert found == (["meter-10"], ["bob"]), (step, broker.name)
+
+    give(("meter-11", "ca"), ("meter-12", "ca"), ("bob-new", "operators"))
+    run = fleet.play("revoke", hosts=",".join(FRONTS), nanomq_pki_revoke_devices=["meter-10", "meter-12"])
+    assert run.status == 0, run.output
+    devices, operators = [f"meter-{number}" for number in range(9, 13)], ["ann", "bob", "bob-new"]
+    for broker in fronts:
+        assert let_in(outsider, broker, devices, operators) == (["meter-11"], ["bob", "bob-new"]), broker.name
+
+    # The two that were revoked hold nobody up. Those that had no run since the switch do.
+    refused = rollover("retire")
+    assert refused.status != 0
+    others = ", ".join(name for name in scenario.broker_names() if name not in FRONTS)
+    assert f"none of the successor: {others} (2 revoked and not counted)" in refused.flat()
+    run = rollover("retire", nanomq_pki_retire_unrenewed=True)
+    assert run.status == 0, run.output
+    assert not list(scenario.pki().glob("*/previous.pem"))
+    for broker in fronts:
+        assert let_in(outsider, broker, devices, operators) == (["meter-11"], ["bob-new"]), broker.name
+    run = fleet.play("harden", hosts=",".join(FRONTS))
+    assert run.status == 0, run.output
+    assert [run.recap(name)["changed"] for name in FRONTS] == [0, 0], run.output

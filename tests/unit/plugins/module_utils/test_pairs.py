@@ -20,7 +20,7 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority, 
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _x509 as x509
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import CryptoError
 from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem
-from cuts import interposed, run_cut
+from cuts import interposed, run_cut, run_full
 
 OPTIONS = {
     "name": "server",
@@ -238,18 +238,10 @@ class TestCut:
         store = open_store()
         old = renew(store, authority).directory
         for limit in range(500):
-            count = 0
-
-            def fail(name, _arguments, limit=limit):
-                nonlocal count
-                count += 1
-                if count - 1 == limit and name not in ("unlink", "rmdir"):
-                    raise OSError(errno.ENOSPC, "No space left on device")
-
-            with contextlib.suppress(OSError, FileProblem, CryptoError), interposed(monkeypatch, fail):
-                renew(store, authority)
+            error = run_full(monkeypatch, limit, lambda: renew(store, authority))
             if in_force(store) != old:
                 break
+            assert error is not None
             assert [name for name in os.listdir(store.directory) if name.startswith(".")] == []
         assert limit > 20
 

@@ -9,6 +9,7 @@ import grp
 import itertools
 import os
 import pwd
+import re
 import shutil
 import stat
 import subprocess
@@ -17,8 +18,12 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.edgesec.nanomq.plugins.action.tls_certificate import ActionModule
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority
-from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import choose_backend, make_request
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority, _crl
+from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
+    choose_backend,
+    load_certificates,
+    make_request,
+)
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -48,6 +53,11 @@ class Controller:
         )
         assert not made["failed"], made
         return {"issuer_path": str(path), "issuer_passphrase": "root-secret"}
+
+    def revoke(self, *names, **options):
+        """What was given to these names so far is revoked."""
+        result = self.run_module("tls_revocation", {"path": str(self.path), "common_names": list(names), **options})
+        assert result["changed"], result
 
     def step(self, step, **options):
         """A step of the roll-over, with what it must have come to: changed once, and not again."""
@@ -255,6 +265,23 @@ class TestRenewal:
         assert verifies(tmp_path, sent(again), [top])
         assert verifies(tmp_path, sent(again)[:1], trusted)
         assert not controller.host()["changed"]
+
+    def test_with_a_revocation_list_the_key_stays(self, controller, root):
+        """The old certificate stays trusted, and once its list had run out nginx would refuse all clients of it."""
+        controller.revoke()
+        before = snapshot(controller.path)
+        wanted = {"renew_before": "101d", "valid_for": "200d", **root}
+        for check in (True, False):
+            refused = controller.authority(check=check, **wanted)
+            assert "has a revocation list (crl.pem)" in refused["msg"]
+            assert "nanomq_pki_authority_renewal_key=same" in refused["msg"]
+        assert snapshot(controller.path) == before
+        renewed = controller.authority(renewal_key="same", **wanted)
+        assert renewed["changed"]
+        backend = choose_backend("cryptography")
+        lists = _crl.load_lists((controller.path / "crl.pem").read_bytes())
+        ours, _root, earlier = load_certificates(renewed["trusted"].encode(), "trusted")
+        assert [one.is_signed_by(backend, authority) for one in lists for authority in (ours, earlier)] == [True, True]
 
     def test_root_absent(self, controller, root):
         shutil.rmtree(controller.root_path)
@@ -532,6 +559,58 @@ class TestRollover:
             controller.step(step)
         time.sleep(2)
         controller.step("retire")
+
+    def test_a_revoked_certificate_holds_up_nobody(self, controller):
+        """Whenever it was revoked; that of somebody else does, and is named alone."""
+        controller.authority()
+        for name in ("one", "two", "three", "four"):
+            controller.host(name)
+        controller.revoke("one")
+        for step in ("introduce", "switch"):
+            controller.step(step)
+        controller.revoke("two")
+        controller.host("three")
+        before = snapshot(controller.path)
+        result = controller.authority(rollover="retire")
+        assert "and none of the successor: four (2 revoked and not counted). Run the playbook" in result["msg"]
+        assert "or revoke what they have" in result["msg"]
+        assert snapshot(controller.path) == before
+        controller.host("four")
+        assert controller.step("retire")["reason"] == (
+            "rollover: the previous authority is retired (2 revoked and not counted)"
+        )
+
+    def test_what_is_revoked_is_no_replacement(self, controller):
+        """A host whose new certificate was taken back would be locked out."""
+        controller.authority()
+        controller.host("one")
+        for step in ("introduce", "switch"):
+            controller.step(step)
+        new = controller.host("one")
+        controller.revoke(serials=[new["serial"]])
+        assert "none of the successor: one. Run" in controller.authority(rollover="retire")["msg"]
+
+    @pytest.mark.parametrize(
+        ("text", "match"),
+        [
+            ("rubbish\n", "is no revocation list|no list that this authority signed"),
+            (None, "no list that this authority"),
+        ],
+    )
+    def test_a_list_that_cannot_be_trusted(self, controller, tmp_path, text, match):
+        """It could have any name on it, and nobody is given up by that."""
+        controller.authority()
+        controller.host("one")
+        for step in ("introduce", "switch"):
+            controller.step(step)
+        if text is None:
+            controller.run_module("tls_authority", {"path": str(tmp_path / "stranger")})
+            controller.run_module("tls_revocation", {"path": str(tmp_path / "stranger")})
+            text = (tmp_path / "stranger/crl.pem").read_text()
+        (controller.path / "crl.pem").write_text(text)
+        before = snapshot(controller.path)
+        assert re.search(match, controller.authority(rollover="retire")["msg"])
+        assert snapshot(controller.path) == before
 
     @pytest.mark.parametrize("missed", [("introduce",), ("switch",), ("introduce", "switch"), ("retire",)])
     def test_a_host_that_missed_steps_catches_up(self, controller, tmp_path, missed):
