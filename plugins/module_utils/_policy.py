@@ -1546,6 +1546,22 @@ def _dropped_rule(conf: dict, context: dict) -> Iterator[str]:
             yield f"{key}.action: is none of publish, subscribe, pubsub"
 
 
+@_rule(
+    "NMQ-ACL-016",
+    "high",
+    "Messages that are denied leave the broker",
+    why="With deny_action = disconnect, which in truth disconnects nobody, no subscriber gets a message that the rules "
+    "for topics deny, but bridges, rules of the rule engine and the webhook take it along like any other.",
+    remedy="Leave auth.deny_action at ignore, as the role does: drop it from nanomq_broker_settings",
+    source="trials: tests/contract/test_bridges.py and test_webhook.py on six versions, test_rule_engine.py on 0.25.6",
+)
+def _denied_leaves(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    ways = [*_bridges(conf), *_webhook_urls(conf), *_rules(conf)]
+    if ways and get(conf, "auth", "deny_action") == "disconnect":
+        yield "auth.deny_action: is disconnect, which keeps nothing from leaving"
+
+
 # --- access control: the service --------------------------------------------------------------------------------------
 
 
@@ -1585,8 +1601,8 @@ _hazard_rule(
     "NMQ-ACL-013",
     "high",
     "Callers may add rules or change them",
-    why="A rule sends messages wherever it says, and nothing in the file tells of it. A call with a field missing or of "
-    "the wrong kind ends the broker.",
+    why="A rule sends messages wherever it says, and nothing in the file tells of it. A call with a field missing or "
+    "of the wrong kind ends the broker.",
     remedy=_TAKE_OUT,
     source="trials: tests/contract/test_rule_engine.py; POST rules {}, and PUT rules with a number for its SQL, are "
     "segmentation faults where the rule engine is built in",

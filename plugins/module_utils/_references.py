@@ -101,6 +101,7 @@ _CITED: dict[str, tuple] = {
     "NMQ-ACL-013": _CALLS,
     "NMQ-ACL-014": _CALLS,
     "NMQ-ACL-015": ((IEC, "CR 1.1"), (IEC, "CR 1.2")),
+    "NMQ-ACL-016": _TOPICS,
     "NMQ-AUT-001": _CLIENTS,
     "NMQ-AUT-002": _CLIENTS,
     "NMQ-AUT-003": _CLIENTS,

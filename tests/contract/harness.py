@@ -43,6 +43,20 @@ TCP = f'listeners.tcp {{ bind = "127.0.0.1:{MQTT_PORT}" }}\n'
 HTTP = f'http_server {{ port = {HTTP_PORT}, ip_addr = "127.0.0.1" }}\n'
 
 
+def topics(deny_action: str) -> str:
+    """Rules for topics: u publishes to local/# and nothing else, the far end's user reads what comes out."""
+    return (
+        f"auth {{ allow_anonymous = false, no_match = deny, deny_action = {deny_action}\n"
+        f'password {{ "u" = "p", "{FAR_USER[0]}" = "{FAR_USER[1]}" }}\n'
+        'acl { rules = [{ permit = "allow", username = "u", action = "publish", topics = ["local/#"] }\n'
+        f'{{ permit = "allow", username = "{FAR_USER[0]}", topics = ["out/#"] }}] }} }}\n'
+    )
+
+
+#: Whether a message that is denied goes out all the same. `disconnect` is what ignores: see test_mqtt.py.
+DENIED_LEAVES = pytest.mark.parametrize(("deny_action", "leaves"), [("ignore", False), ("disconnect", True)])
+
+
 @dataclass(frozen=True)
 class Kind:
     """A broker to test: how it is called, and its version."""

@@ -7,7 +7,7 @@ import ssl
 import time
 
 import pytest
-from harness import FAR_PLAIN_PORT, FAR_PORT, FAR_USER, MQTT_PORT, QUIET, TCP, wait_for
+from harness import DENIED_LEAVES, FAR_PLAIN_PORT, FAR_PORT, FAR_USER, MQTT_PORT, QUIET, TCP, topics, wait_for
 from material import authority, certificate, private_pem
 
 #: Seconds in which a bridge that gets across has done so.
@@ -162,6 +162,41 @@ def test_a_bridge_comes_back_by_itself(broker, connect, far):
     far()
     assert crosses(connect, 2 * ACROSS) == BOTH
     assert running.process.poll() is None
+
+
+@pytest.mark.parametrize(("who", "arrives"), [(FAR_USER[0], True), ("somebody", False)])
+def test_what_a_bridge_brings_passes_the_rules_for_topics_as_its_user(broker, connect, far, who, arrives):
+    """As the user and the client id that the bridge has at the far end, so that by default it is denied."""
+    far()
+    rules = (
+        "auth { no_match = deny, acl { rules = [\n"
+        f'{{ permit = "allow", username = "{who}", action = "publish", topics = ["in/#"] }}\n'
+        '{ permit = "allow", action = "subscribe", topics = ["#"] }\n'
+        '{ permit = "allow", clientid = "near", action = "publish", topics = ["local/#"] }] } }\n'
+    )
+    broker(rules + bridge(broker))
+    up, down = crosses(connect, ACROSS if arrives else 4)
+    assert (up, down) == (True, arrives)
+
+
+@DENIED_LEAVES
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_denied_message_leaves_by_a_bridge(broker, connect, far, deny_action, leaves, qos):
+    far()
+    conf = bridge(broker, f"mqtt-tcp://127.0.0.1:{FAR_PLAIN_PORT}", ssl="")
+    broker(topics(deny_action) + conf.replace('local_topic = "local/x"', 'local_topic = "+/x"'))
+    there = connect("there", port=FAR_PLAIN_PORT, user=FAR_USER)
+    assert there.subscribe("out/x") == 0
+    for _attempt in range(20):
+        near = connect("near", user=("u", "p"))
+        near.publish("local/x", "allowed", qos)
+        if there.receives("out/x", 0.5):
+            break
+    assert ("out/x", b"allowed") in there.messages
+    near.publish("denied/x", "denied", qos)
+    near.spin(lambda: near.outcome == "dropped", 0.5)
+    assert near.outcome == ("accepted" if leaves else "dropped")
+    assert there.spin(lambda: ("out/x", b"denied") in there.messages, 2) is leaves
 
 
 def test_nobody_listens_for_a_bridge(broker):

@@ -170,6 +170,17 @@ BROKEN = [
     ("NMQ-ACL-008", {"auth.acl.rules": [{"permit": "deny", "and": [{"username": "a"}, {"ipaddr": "10.0.0.0/8"}]}]}, ()),
     ("NMQ-ACL-009", acl(permit="Deny", username="a"), ()),
     ("NMQ-ACL-009", acl(permit="deny", username="a", action="read"), ()),
+    (
+        "NMQ-ACL-016",
+        {"auth.deny_action": "disconnect", "bridges.mqtt.up": {"server": HUB, "forwards": []}},
+        (),
+    ),
+    ("NMQ-ACL-016", {"auth.deny_action": "disconnect", "webhook.url": "http://127.0.0.1:18832/"}, ()),
+    (
+        "NMQ-ACL-016",
+        {"auth.deny_action": "disconnect", "rules.repub.rules": [{"sql": SQL, "server": HUB}]},
+        ("NMQ-SVC-006",),
+    ),
     ("NMQ-SVC-001", {"system.enable_ipc_internal": None}, ()),
     ("NMQ-SVC-001", {"system": None}, ()),
     ("NMQ-SVC-001", {"system.enable_ipc_internal": "false"}, ()),
