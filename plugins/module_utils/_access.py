@@ -24,7 +24,7 @@ HAZARDS: dict[str, tuple[str, ...]] = {
     "NMQ-ACL-010": ("GET /configuration", "GET /configuration/*"),
     "NMQ-ACL-011": ("POST /reload", "POST /configuration", "POST /configuration/*"),
     "NMQ-ACL-012": ("POST /config_update",),
-    "NMQ-ACL-013": ("POST /rules",),
+    "NMQ-ACL-013": ("POST /rules", "PUT /rules/*"),
     "NMQ-ACL-014": ("POST /ctrl/*",),
 }
 
@@ -55,7 +55,7 @@ ROLES: dict[str, tuple[str, ...]] = {
         "POST /bridges/unsub/*",
         "POST /bridges/switch/*",
     ),
-    "admin": (*_READ, *_PUBLISH, "GET /rules", "GET /rules/*", "PUT /rules/*", "DELETE /rules/*", "GET /reload"),
+    "admin": (*_READ, *_PUBLISH, "GET /rules", "GET /rules/*", "DELETE /rules/*", "GET /reload"),
 }
 
 _CALL = re.compile(r"(?P<method>[A-Z]+) (?P<path>(?:/[A-Za-z0-9_.~-]+|/\*)+)")

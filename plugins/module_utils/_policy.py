@@ -880,15 +880,15 @@ def _plain_webhook(conf: dict, context: dict) -> Iterator[str]:
     "A rule sends messages and a password to another host without encryption",
     why="The targets of the rule engine have no TLS keys of their own. To a database the broker asks for no "
     "encryption, and verifies none.",
-    remedy=f"In the rules of nanomq_broker_settings {_RELAY}",
-    source="source: rules.repub.rules[].server, rules.{mysql,postgresql,timescaledb}.<name>.conn.host; nanomq_rule.c",
+    remedy=f"For rules.repub.rules[].server in nanomq_broker_settings {_RELAY}: mqtt-tcp://127.0.0.1:18831",
+    source="trials: tests/contract/test_rule_engine.py on 0.25.6; source, for databases: nanomq_rule.c",
 )
 def _plain_rule(conf: dict, context: dict) -> Iterator[str]:
     del context
     for index, rule in enumerate(_list(conf, "rules", "repub", "rules")):
-        if _plain(get(rule, "server"), ("tls+", "mqtt-quic://", "wss://")):
+        if _plain(get(rule, "server"), _ENCRYPTED):
             yield f"rules.repub.rules[{index}].server: leads to another host without TLS"
-    for kind in ("mysql", "postgresql", "timescaledb"):
+    for kind in _DATABASES:
         for name, block in _blocks(conf, "rules", kind):
             host = get(block, "conn", "host")
             if isinstance(host, str) and not is_loopback(host):
@@ -903,8 +903,7 @@ def _plain_rule(conf: dict, context: dict) -> Iterator[str]:
     "nobody. Events are lost without a word at the level error, and every login is refused. A bridge by TLS without a "
     "block `ssl`, and a rule that publishes by TLS, do not connect either.",
     remedy=f"In nanomq_broker_settings {_RELAY}",
-    source="trials: tests/contract/test_bridges.py, test_webhook.py on six versions; source: webhook_inproc.c, "
-    "auth_http.c and nanomq_rule.c set no TLS",
+    source="trials: tests/contract/test_bridges.py, test_webhook.py on six versions, test_rule_engine.py on 0.25.6",
 )
 def _tls_without_trust(conf: dict, context: dict) -> Iterator[str]:
     del context
@@ -915,7 +914,7 @@ def _tls_without_trust(conf: dict, context: dict) -> Iterator[str]:
         if kind == "mqtt" and _encrypted(get(block, "server")) and not _block(block, "ssl"):
             yield f"{bridge}.ssl: is not given, and so the bridge never connects"
     for index, rule in enumerate(_list(conf, "rules", "repub", "rules")):
-        if str(get(rule, "server")).lower().startswith("tls+"):
+        if _encrypted(get(rule, "server")):
             yield f"rules.repub.rules[{index}].server: asks for TLS, which never connects"
 
 
@@ -1547,6 +1546,22 @@ def _dropped_rule(conf: dict, context: dict) -> Iterator[str]:
             yield f"{key}.action: is none of publish, subscribe, pubsub"
 
 
+@_rule(
+    "NMQ-ACL-016",
+    "high",
+    "Messages that are denied leave the broker",
+    why="With deny_action = disconnect, which in truth disconnects nobody, no subscriber gets a message that the rules "
+    "for topics deny, but bridges, rules of the rule engine and the webhook take it along like any other.",
+    remedy="Leave auth.deny_action at ignore, as the role does: drop it from nanomq_broker_settings",
+    source="trials: tests/contract/test_bridges.py and test_webhook.py on six versions, test_rule_engine.py on 0.25.6",
+)
+def _denied_leaves(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    ways = [*_bridges(conf), *_webhook_urls(conf), *_rules(conf)]
+    if ways and get(conf, "auth", "deny_action") == "disconnect":
+        yield "auth.deny_action: is disconnect, which keeps nothing from leaving"
+
+
 # --- access control: the service --------------------------------------------------------------------------------------
 
 
@@ -1585,10 +1600,12 @@ _hazard_rule(
 _hazard_rule(
     "NMQ-ACL-013",
     "high",
-    "Callers may add rules",
-    why="A rule without its fields ends the broker, and a rule sends messages wherever it says.",
+    "Callers may add rules or change them",
+    why="A rule sends messages wherever it says, and nothing in the file tells of it. A call with a field missing or "
+    "of the wrong kind ends the broker.",
     remedy=_TAKE_OUT,
-    source="trials: POST rules {} is a segmentation fault where the rule engine is built in",
+    source="trials: tests/contract/test_rule_engine.py; POST rules {}, and PUT rules with a number for its SQL, are "
+    "segmentation faults where the rule engine is built in",
 )
 
 _hazard_rule(
@@ -1706,6 +1723,60 @@ def _rule_engine(conf: dict, context: dict) -> Iterator[str]:
     del context
     if _block(conf, "rules"):
         yield "rules: is given"
+
+
+_DATABASES = ("mysql", "postgresql", "timescaledb")
+
+
+@_rule(
+    "NMQ-SVC-030",
+    "high",
+    "What clients send becomes SQL",
+    why="Topics, names and messages are put into a statement, in which a quote of theirs ends the text. Whoever may "
+    "publish to the topics of such a rule runs statements of his own, which also make files as the broker's user, and "
+    "stops the rule for good. An empty message ends the broker.",
+    remedy="Drop the rules with a database from nanomq_broker_settings, and let a client of the broker store what it "
+    "subscribes to",
+    source="trials: tests/contract/test_rule_engine.py with SQLite on 0.25.6; source, for the others: pub_handler.c",
+)
+def _sql_of_messages(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    if _block(conf, "rules", "sqlite"):
+        yield "rules.sqlite: is given"
+    for kind in _DATABASES:
+        for name, _database in _blocks(conf, "rules", kind):
+            yield _join("rules", kind, name) + ": is given"
+
+
+def _rules(conf: dict) -> Iterator[tuple]:
+    """(key, rule) of all rules of the rule engine."""
+    for kind in ("repub", "sqlite"):
+        for index, rule in enumerate(_list(conf, "rules", kind, "rules")):
+            yield f"rules.{kind}.rules[{index}]", rule
+    for kind in _DATABASES:
+        for name, database in _blocks(conf, "rules", kind):
+            for index, rule in enumerate(_list(database, "rules")):
+                yield _join("rules", kind, name, "rules") + f"[{index}]", rule
+
+
+@_rule(
+    "NMQ-AUT-016",
+    "high",
+    "A rule passes on the passwords of clients",
+    why="A rule knows the password that a client has logged in with. With `password`, or with `*`, each message "
+    "takes it along to the other server or into the database, where it is in clear.",
+    remedy="Name the fields that are needed in the rules of nanomq_broker_settings: SELECT topic, payload FROM ...",
+    source="trials: tests/contract/test_rule_engine.py on 0.25.6",
+)
+def _passwords_in_rules(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for key, rule in _rules(conf):
+        sql = get(rule, "sql")
+        fields = _schema.rule_fields(sql) if isinstance(sql, str) else ()
+        if fields is None:
+            yield f"{key}.sql: cannot be read, so that it may select the password"
+        elif any(name in ("*", "password") for name, _alias in fields):
+            yield f"{key}.sql: selects the password"
 
 
 @_rule(

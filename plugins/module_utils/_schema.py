@@ -25,7 +25,7 @@ class Key:
     """One key of nanomq.conf.
 
     path: ``section.<name>.list[].key``
-    type: bool, int, float, port, size, time, time_ms, str, affix, param, bind, address or enum
+    type: bool, int, float, port, size, time, time_ms, str, affix, param, bind, address, mqtt_url, rule_sql or enum
     default: what the broker uses when the key is absent; a text where that is computed, None for nothing
     unit: of a bare number (``bytes``, ``ms``, ``s``)
     since: first version that reads the key; None: older than any supported version
@@ -211,7 +211,7 @@ def _sql_rules(kind: str) -> list[Key]:
             ("username", "str", None, needs),
             ("password", "str", None, {**needs, "secret": True}),
         ),
-        *_keys(f"rules.{kind}.<name>.rules[]", ("sql", "str", None, needs), ("table", "str", None, needs)),
+        *_keys(f"rules.{kind}.<name>.rules[]", ("sql", "rule_sql", None, needs), ("table", "str", None, needs)),
     ]
 
 
@@ -443,13 +443,13 @@ KEYS: tuple[Key, ...] = (
             since="0.24.14",
         )
     ),
-    *_keys("rules.sqlite", ("path", "str"), ("rules[].sql", "str"), ("rules[].table", "str"), note=_RULES),
+    *_keys("rules.sqlite", ("path", "str"), ("rules[].sql", "rule_sql"), ("rules[].table", "str"), note=_RULES),
     *_keys(
         "rules.repub.rules[]",
-        ("sql", "str"),
-        ("server", "str"),
+        ("sql", "rule_sql"),
+        ("server", "mqtt_url"),
         ("topic", "str"),
-        ("proto_ver", "int", None, {"minimum": 3, "maximum": 5}),
+        ("proto_ver", "int", None, {"minimum": 4, "maximum": 5}),
         ("clientid", "str"),
         ("keepalive", "int", None, {"maximum": UINT16, "unit": "s"}),
         ("clean_start", "bool"),
@@ -497,6 +497,20 @@ _REQUIRED: dict[str, tuple] = {
         f"bridges.nng.{kind}.<name>": (("clientid", f"{kind}_url"), "the broker crashes without it")
         for kind in ("pub", "sub")
     },
+    "rules.sqlite": (("path",), "the broker writes to /tmp/rule_engine.db without it"),
+    **{
+        f"rules.{kind}": (("sql", "table"), "the broker crashes without the one, and stores nothing without the other")
+        for kind in (
+            "sqlite.rules[]",
+            "mysql.<name>.rules[]",
+            "postgresql.<name>.rules[]",
+            "timescaledb.<name>.rules[]",
+        )
+    },
+    "rules.repub.rules[]": (
+        ("sql", "server", "topic"),
+        "the broker crashes without sql or server, and the other server hangs up without topic",
+    ),
     "listeners.ws": (("bind",), "the broker binds to 0.0.0.0:8083 without it"),
     "listeners.wss": (("bind",), "the broker binds to 0.0.0.0:8086 without it"),
     "listeners.tcp.<name>": (("bind",), "the broker opens no listener without it"),
@@ -753,6 +767,49 @@ def _check_param(key: Key, value) -> str | None:
     return problem
 
 
+def _check_mqtt_url(key: Key, value) -> str | None:
+    problem = _check_str(key, value)
+    if problem is None and not value.startswith(("mqtt-tcp://", "tls+mqtt-tcp://")):
+        return "must begin with mqtt-tcp://: the broker crashes at the first message, or never connects"
+    return problem
+
+
+_RULE_SQL = re.compile(r'SELECT (?P<fields>[^" ][^"]*?) FROM "(?P<topic>[^"]+)"(?: WHERE (?P<where>[^"]+))?\Z', re.I)
+_RULE_FIELD = re.compile(
+    r"(?:\*|(?P<name>qos|id|topic|clientid|username|password|timestamp|payload(?:\.\w+)*)(?: as (?P<alias>\w+))?)\Z",
+    re.ASCII,
+)
+_RULE_CONDITION = re.compile(r"(?P<name>[\w.]+) ?(?:=|!=|<>|>=?|<=?) ?(?:'[^']*'|[^ '=<>]+)\Z", re.ASCII)
+
+
+def rule_fields(sql: str) -> list | None:
+    """(field, alias or None) of what a rule selects, ``*`` for all; None where the broker does not understand it."""
+    whole = _RULE_SQL.match(sql)
+    # The broker looks for its words anywhere, also within names and values.
+    if not whole or "from" in whole["fields"].lower() or "where" in whole["topic"].lower():
+        return None
+    found = [_RULE_FIELD.match(field.strip(" ")) for field in whole["fields"].split(",")]
+    if not all(found):
+        return None
+    fields = [(field["name"] or "*", field["alias"]) for field in found]
+    known = {alias for _name, alias in fields}
+    for text in re.split("and", whole["where"], flags=re.I) if whole["where"] else ():
+        condition = _RULE_CONDITION.match(text.strip(" "))
+        if not condition or not (condition["name"] in known or _RULE_FIELD.match(condition["name"])):
+            return None
+    return fields
+
+
+def _check_rule_sql(key: Key, value) -> str | None:
+    problem = _check_str(key, value)
+    if problem is None and rule_fields(value) is None:
+        return (
+            "must be like SELECT topic, payload.value as v FROM \"a/#\" WHERE qos > 0 and v = 'x': the broker crashes "
+            "at start on a field that it does not know, or the rule does nothing"
+        )
+    return problem
+
+
 def _check_enum(key: Key, value) -> str | None:
     if value in key.choices and isinstance(value, str):
         return None
@@ -823,6 +880,8 @@ _CHECKS = {
     "str": _check_str,
     "affix": _check_affix,
     "param": _check_param,
+    "mqtt_url": _check_mqtt_url,
+    "rule_sql": _check_rule_sql,
     "enum": _check_enum,
     "time": _check_time,
     "time_ms": _check_time_ms,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import BROKERS, SHOWN, Client, Starter
+from harness import BROKERS, FAR_PLAIN_PORT, FAR_PORT, FAR_USER, SHOWN, Client, Starter, listens, wait_for
+from material import Pair, authority, certificate, private_pem
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 
@@ -82,3 +84,42 @@ def connect() -> Iterator[Callable[..., Client]]:
     yield connect
     for client in clients:
         client.close()
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts the far end, mosquitto, with a certificate for its TLS listener."""
+    program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
+    assert program, "the far end of bridges is mosquitto: `make contract` installs it, or apt"
+    directory = tmp_path / "far"
+    directory.mkdir(mode=0o755)
+    started: list[subprocess.Popen] = []
+
+    def start(pair: Pair | None = None, mutual: bool = False) -> subprocess.Popen:
+        pair = pair or certificate()
+        (directory / "cert.pem").write_bytes(pair.pem)
+        (directory / "key.pem").write_bytes(private_pem(pair.key))
+        (directory / "ca.pem").write_bytes(authority("authority").pem)
+        passwords = directory / "passwords"
+        passwords.write_text(":".join(FAR_USER) + "\n")
+        subprocess.run(["mosquitto_passwd", "-U", passwords], check=True, capture_output=True)
+        lines = [
+            "user root",
+            "allow_anonymous false",
+            f"password_file {passwords}",
+            f"listener {FAR_PLAIN_PORT} 127.0.0.1",
+            f"listener {FAR_PORT} 127.0.0.1",
+            *(f"{name} {directory}/{file}.pem" for name, file in (("certfile", "cert"), ("keyfile", "key"))),
+            *([f"cafile {directory}/ca.pem", "require_certificate true"] if mutual else []),
+        ]
+        (directory / "mosquitto.conf").write_text("\n".join(lines) + "\n")
+        with (directory / "log").open("ab") as log:
+            process = subprocess.Popen([program, "-c", directory / "mosquitto.conf"], stdout=log, stderr=log)
+        started.append(process)
+        wait_for(lambda: listens(FAR_PORT))
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(10)

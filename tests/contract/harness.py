@@ -34,10 +34,27 @@ START_SECONDS = 15
 
 ADMIN = ("admin", "public")
 MQTT_PORT, HTTP_PORT = 1883, 8081
+# The far end of bridges and rules: mosquitto, by TLS and without, and who may log in there.
+FAR_PORT, FAR_PLAIN_PORT = 8801, 8802
+FAR_USER = ("far", "password of the far end")
 # Nothing but what a test is about: no socket in /tmp, REST on loopback.
 QUIET = "system { enable_ipc_internal = false }\n"
 TCP = f'listeners.tcp {{ bind = "127.0.0.1:{MQTT_PORT}" }}\n'
 HTTP = f'http_server {{ port = {HTTP_PORT}, ip_addr = "127.0.0.1" }}\n'
+
+
+def topics(deny_action: str) -> str:
+    """Rules for topics: u publishes to local/# and nothing else, the far end's user reads what comes out."""
+    return (
+        f"auth {{ allow_anonymous = false, no_match = deny, deny_action = {deny_action}\n"
+        f'password {{ "u" = "p", "{FAR_USER[0]}" = "{FAR_USER[1]}" }}\n'
+        'acl { rules = [{ permit = "allow", username = "u", action = "publish", topics = ["local/#"] }\n'
+        f'{{ permit = "allow", username = "{FAR_USER[0]}", topics = ["out/#"] }}] }} }}\n'
+    )
+
+
+#: Whether a message that is denied goes out all the same. `disconnect` is what ignores: see test_mqtt.py.
+DENIED_LEAVES = pytest.mark.parametrize(("deny_action", "leaves"), [("ignore", False), ("disconnect", True)])
 
 
 @dataclass(frozen=True)
@@ -118,6 +135,14 @@ class Running:
         body = data if isinstance(data, (str, bytes)) else json.dumps(data)
         return request("POST", path, auth, body=body, **options)
 
+    def call(self, method: str, path: str, data: object = None, auth: tuple[str, str] | str | None = ADMIN) -> Reply:
+        return request(method, path, auth, body=None if data is None else json.dumps(data))
+
+    @property
+    def has_rule_engine(self) -> bool:
+        """Whether it was built with one; 111 is the code for what was not built in."""
+        return self.get("/rules").code != 111
+
     def section(self, name: str, auth: tuple[str, str] | str | None = ADMIN) -> Any:
         """A section of the configuration as the broker has understood it."""
         return self.get(f"/configuration/{name}", auth).body["data"][name]
@@ -182,7 +207,9 @@ class Starter:
         path.write_bytes(conf if isinstance(conf, bytes) else conf.encode())
         return path
 
-    def launch(self, *arguments: object, env: dict[str, str] | None = None, user: int | None = None) -> Running:
+    def launch(
+        self, *arguments: object, env: dict[str, str] | None = None, user: int | None = None, umask: int = -1
+    ) -> Running:
         """Start `nanomq arguments...` and do not wait."""
         log = self.directory / f"log{len(self.started)}"
         environment = {
@@ -198,6 +225,7 @@ class Starter:
                 cwd=self.directory,
                 env=environment,
                 user=user,
+                umask=umask,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -232,6 +260,13 @@ def wait_for(condition: Callable[[], Any], seconds: float = START_SECONDS) -> An
             pytest.fail(f"not within {seconds} s")
         time.sleep(0.01)
     return value
+
+
+def listens(port: int) -> bool:
+    """Whether somebody takes connections on a port of 127.0.0.1."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 class Client:

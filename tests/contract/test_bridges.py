@@ -2,70 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 import socket
 import ssl
-import subprocess
 import time
 
 import pytest
-from harness import MQTT_PORT, QUIET, TCP, wait_for
+from harness import DENIED_LEAVES, FAR_PLAIN_PORT, FAR_PORT, FAR_USER, MQTT_PORT, QUIET, TCP, topics, wait_for
 from material import authority, certificate, private_pem
 
-FAR_PORT, FAR_PLAIN_PORT = 8801, 8802
-USER = ("far", "password of the far end")
 #: Seconds in which a bridge that gets across has done so.
 ACROSS, NOT_ACROSS = 12, 2
 
 
-@pytest.fixture
-def far(tmp_path):
-    """Starts the far end, mosquitto, with a certificate for its TLS listener."""
-    program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
-    assert program, "the far end of bridges is mosquitto: `make contract` installs it, or apt"
-    directory = tmp_path / "far"
-    directory.mkdir(mode=0o755)
-    started = []
-
-    def start(pair=None, mutual=False):
-        pair = pair or certificate()
-        (directory / "cert.pem").write_bytes(pair.pem)
-        (directory / "key.pem").write_bytes(private_pem(pair.key))
-        (directory / "ca.pem").write_bytes(authority("authority").pem)
-        passwords = directory / "passwords"
-        passwords.write_text(":".join(USER) + "\n")
-        subprocess.run(["mosquitto_passwd", "-U", passwords], check=True, capture_output=True)
-        lines = [
-            "user root",
-            "allow_anonymous false",
-            f"password_file {passwords}",
-            f"listener {FAR_PLAIN_PORT} 127.0.0.1",
-            f"listener {FAR_PORT} 127.0.0.1",
-            *(f"{name} {directory}/{file}.pem" for name, file in (("certfile", "cert"), ("keyfile", "key"))),
-            *([f"cafile {directory}/ca.pem", "require_certificate true"] if mutual else []),
-        ]
-        (directory / "mosquitto.conf").write_text("\n".join(lines) + "\n")
-        with (directory / "log").open("ab") as log:
-            process = subprocess.Popen([program, "-c", directory / "mosquitto.conf"], stdout=log, stderr=log)
-        started.append(process)
-        wait_for(lambda: _listens(FAR_PORT))
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait(10)
-
-
-def _listens(port):
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
-
-
-def bridge(broker, server=f"tls+mqtt-tcp://127.0.0.1:{FAR_PORT}", ssl="ca", password=USER[1], lines=""):
+def bridge(broker, server=f"tls+mqtt-tcp://127.0.0.1:{FAR_PORT}", ssl="ca", password=FAR_USER[1], lines=""):
     """A configuration with a bridge; ssl: `ca`, `client` (with a certificate of its own too), or the block's text."""
     directory = broker.directory
     pair = certificate("client")
@@ -80,7 +29,7 @@ def bridge(broker, server=f"tls+mqtt-tcp://127.0.0.1:{FAR_PORT}", ssl="ca", pass
         + TCP
         + (
             f'bridges.mqtt.up {{ server = "{server}", clientid = "up", keepalive = "60s"\n'
-            f'username = "{USER[0]}", password = "{password}"\n'
+            f'username = "{FAR_USER[0]}", password = "{password}"\n'
             "proto_ver = 4, clean_start = true, max_parallel_processes = 2\n"
             "max_send_queue_len = 32, max_recv_queue_len = 128\n"
             f"{block}\n{lines}\n"
@@ -94,7 +43,7 @@ def crosses(connect, seconds=ACROSS):
     """Whether messages get (there, back)."""
     # Before 0.24.14 a message that is forwarded while the bridge connects costs it its subscription.
     time.sleep(1.5)
-    near, there = connect("near", port=MQTT_PORT), connect("there", port=FAR_PLAIN_PORT, user=USER)
+    near, there = connect("near", port=MQTT_PORT), connect("there", port=FAR_PLAIN_PORT, user=FAR_USER)
     assert (near.outcome, there.outcome) == ("accepted", "accepted")
     assert there.subscribe("out/x") == 0
     up = _arrives(near, "local/x", there, "out/x", seconds)
@@ -213,6 +162,41 @@ def test_a_bridge_comes_back_by_itself(broker, connect, far):
     far()
     assert crosses(connect, 2 * ACROSS) == BOTH
     assert running.process.poll() is None
+
+
+@pytest.mark.parametrize(("who", "arrives"), [(FAR_USER[0], True), ("somebody", False)])
+def test_what_a_bridge_brings_passes_the_rules_for_topics_as_its_user(broker, connect, far, who, arrives):
+    """As the user and the client id that the bridge has at the far end, so that by default it is denied."""
+    far()
+    rules = (
+        "auth { no_match = deny, acl { rules = [\n"
+        f'{{ permit = "allow", username = "{who}", action = "publish", topics = ["in/#"] }}\n'
+        '{ permit = "allow", action = "subscribe", topics = ["#"] }\n'
+        '{ permit = "allow", clientid = "near", action = "publish", topics = ["local/#"] }] } }\n'
+    )
+    broker(rules + bridge(broker))
+    up, down = crosses(connect, ACROSS if arrives else 4)
+    assert (up, down) == (True, arrives)
+
+
+@DENIED_LEAVES
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_denied_message_leaves_by_a_bridge(broker, connect, far, deny_action, leaves, qos):
+    far()
+    conf = bridge(broker, f"mqtt-tcp://127.0.0.1:{FAR_PLAIN_PORT}", ssl="")
+    broker(topics(deny_action) + conf.replace('local_topic = "local/x"', 'local_topic = "+/x"'))
+    there = connect("there", port=FAR_PLAIN_PORT, user=FAR_USER)
+    assert there.subscribe("out/x") == 0
+    for _attempt in range(20):
+        near = connect("near", user=("u", "p"))
+        near.publish("local/x", "allowed", qos)
+        if there.receives("out/x", 0.5):
+            break
+    assert ("out/x", b"allowed") in there.messages
+    near.publish("denied/x", "denied", qos)
+    near.spin(lambda: near.outcome == "dropped", 0.5)
+    assert near.outcome == ("accepted" if leaves else "dropped")
+    assert there.spin(lambda: ("out/x", b"denied") in there.messages, 2) is leaves
 
 
 def test_nobody_listens_for_a_bridge(broker):

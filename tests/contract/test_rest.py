@@ -217,6 +217,9 @@ def test_shape_of_the_configuration(broker):
             del expected[section][name]
     running = broker(BASE)
     whole = running.get("/configuration").body["data"]
+    if "sqlite" in whole["bridge"]:
+        # The cache of bridges, in a build with SQLite.
+        expected["bridge"]["sqlite"] = expected["sqlite"]
     assert shape(whole) == expected
     for name, section in whole.items():
         assert running.section(name) == section
@@ -301,6 +304,8 @@ def test_a_password_for_rest_under_tokens_ends_the_broker(broker):
 
 def test_rules_are_refused_where_there_is_no_rule_engine(broker):
     running = broker(BASE)
+    if running.has_rule_engine:
+        pytest.skip("this one was built with it: test_rule_engine.py")
     assert running.post("/rules", {}) == Reply(200, {"code": 111})
     assert running.get("/nodes").status == 200
 

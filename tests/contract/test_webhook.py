@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import ssl
 import threading
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from urllib.parse import parse_qs
 from urllib.request import Request, urlopen
 
 import pytest
-from harness import QUIET, TCP, wait_for
+from harness import DENIED_LEAVES, QUIET, TCP, topics, wait_for
 from material import authority, certificate, private_pem
 
 PORT = 9000
@@ -138,6 +139,31 @@ def test_no_event_is_ever_sent_by_https(broker, connect, receive, block):
     assert receiver.requests == []
     assert_good(receiver)
     assert running.process.poll() is None
+
+
+@DENIED_LEAVES
+def test_the_webhook_tells_of_denied_messages(broker, connect, receive, deny_action, leaves):
+    receiver = receive()
+    broker(topics(deny_action) + webhook(f"http://127.0.0.1:{PORT}/events"))
+    client = connect("someone", user=("u", "p"))
+    client.publish("seen/a", "denied")
+    client.spin(lambda: "message_publish" in receiver.actions(), 1.5)
+    assert ("message_publish" in receiver.actions()) is leaves
+
+
+def test_it_hangs_up_without_waiting_for_an_answer(broker, connect):
+    """What stands in between must send the event on all the same."""
+    with socket.create_server(("127.0.0.1", PORT)) as server:
+        server.settimeout(5)
+        broker(webhook(f"http://127.0.0.1:{PORT}/events"))
+        assert connect("someone").publish("seen/a", "content")
+        connection, _address = server.accept()
+        with connection:
+            connection.settimeout(5)
+            came = b""
+            while chunk := connection.recv(4096):
+                came += chunk
+    assert came.startswith(b"POST /events ")
 
 
 def test_a_receiver_that_is_away_does_not_keep_clients_out(broker, connect):

@@ -69,6 +69,7 @@ def basic(**changes) -> dict:
 
 
 BASIC = "NMQ-AUT-006"
+SQL, HUB = 'SELECT topic, payload FROM "a/#"', "mqtt-tcp://127.0.0.1:18831"
 VERIFIED = {"cacertfile": "/etc/nanomq/ca/2.pem", "verify_peer": True}
 # (rule, changes, what else is wrong then)
 BROKEN = [
@@ -112,13 +113,15 @@ BROKEN = [
     ("NMQ-TLS-009", {"auth.http_auth.acl_req": {"url": "http://localhost.example/", "method": "POST"}}, ()),
     ("NMQ-TLS-010", {"webhook.url": "http://192.0.2.1/hook"}, ()),
     ("NMQ-TLS-010", {"webhook.url": "http://127.0.0.1@192.0.2.1/hook"}, ()),
-    ("NMQ-TLS-011", {"rules.repub.rules": [{"sql": "x", "server": "mqtt-tcp://192.0.2.1:1883"}]}, ("NMQ-SVC-006",)),
-    ("NMQ-TLS-011", {"rules.mysql.db.conn": {"host": "db.example"}}, ("NMQ-SVC-006",)),
+    ("NMQ-TLS-011", {"rules.repub.rules": [{"sql": SQL, "server": "mqtt-tcp://192.0.2.1:1883"}]}, ("NMQ-SVC-006",)),
+    ("NMQ-TLS-011", {"rules.repub.rules": [{"sql": SQL, "server": "ws://192.0.2.1:80"}]}, ("NMQ-SVC-006",)),
+    ("NMQ-TLS-011", {"rules.mysql.db.conn": {"host": "db.example"}}, ("NMQ-SVC-006", "NMQ-SVC-030")),
     ("NMQ-TLS-022", {"webhook": {"url": "https://192.0.2.1/hook", "ssl": VERIFIED}}, ()),
     ("NMQ-TLS-022", {"webhook.url": "https://127.0.0.1/hook"}, ()),
     ("NMQ-TLS-022", {"auth.http_auth.super_req": {"url": "HTTPS://192.0.2.1/", "method": "POST", "ssl": VERIFIED}}, ()),
     ("NMQ-TLS-022", {"bridges.mqtt.up.server": "tls+mqtt-tcp://127.0.0.1:8884"}, ()),
-    ("NMQ-TLS-022", {"rules.repub.rules": [{"sql": "x", "server": "tls+mqtt-tcp://192.0.2.1:1"}]}, ("NMQ-SVC-006",)),
+    ("NMQ-TLS-022", {"rules.repub.rules": [{"sql": SQL, "server": "tls+mqtt-tcp://192.0.2.1:1"}]}, ("NMQ-SVC-006",)),
+    ("NMQ-TLS-022", {"rules.repub.rules": [{"sql": SQL, "server": "wss://127.0.0.1:1"}]}, ("NMQ-SVC-006",)),
     ("NMQ-AUT-001", {"auth.allow_anonymous": None}, ()),
     ("NMQ-AUT-001", {"auth.allow_anonymous": True}, ()),
     ("NMQ-AUT-001", {"auth.allow_anonymous": "false"}, ()),
@@ -143,6 +146,14 @@ BROKEN = [
     ("NMQ-AUT-009", basic(username=None), (BASIC,)),
     ("NMQ-AUT-010", {"http_server.jwt": None}, ()),
     ("NMQ-AUT-011", {"http_server.jwt.private": {"keyfile": "/etc/nanomq/jwt/key.pem"}}, ()),
+    ("NMQ-AUT-016", {"rules.repub.rules": [{"sql": 'SELECT * FROM "a"', "server": HUB}]}, ("NMQ-SVC-006",)),
+    ("NMQ-AUT-016", {"rules.repub.rules": [{"sql": "nonsense", "server": HUB}]}, ("NMQ-SVC-006",)),
+    ("NMQ-AUT-016", {"rules.sqlite.rules": [{"sql": 'select password as p from "a"'}]}, ("NMQ-SVC-006", "NMQ-SVC-030")),
+    (
+        "NMQ-AUT-016",
+        {"rules.postgresql.db.rules": [{"sql": 'SELECT topic, password FROM "a"'}]},
+        ("NMQ-SVC-006", "NMQ-SVC-030"),
+    ),
     ("NMQ-ACL-001", {"auth.acl": None}, ()),
     ("NMQ-ACL-001", {"auth.acl.rules": []}, ()),
     ("NMQ-ACL-002", {"auth.acl.enable": False}, ()),
@@ -159,6 +170,17 @@ BROKEN = [
     ("NMQ-ACL-008", {"auth.acl.rules": [{"permit": "deny", "and": [{"username": "a"}, {"ipaddr": "10.0.0.0/8"}]}]}, ()),
     ("NMQ-ACL-009", acl(permit="Deny", username="a"), ()),
     ("NMQ-ACL-009", acl(permit="deny", username="a", action="read"), ()),
+    (
+        "NMQ-ACL-016",
+        {"auth.deny_action": "disconnect", "bridges.mqtt.up": {"server": HUB, "forwards": []}},
+        (),
+    ),
+    ("NMQ-ACL-016", {"auth.deny_action": "disconnect", "webhook.url": "http://127.0.0.1:18832/"}, ()),
+    (
+        "NMQ-ACL-016",
+        {"auth.deny_action": "disconnect", "rules.repub.rules": [{"sql": SQL, "server": HUB}]},
+        ("NMQ-SVC-006",),
+    ),
     ("NMQ-SVC-001", {"system.enable_ipc_internal": None}, ()),
     ("NMQ-SVC-001", {"system": None}, ()),
     ("NMQ-SVC-001", {"system.enable_ipc_internal": "false"}, ()),
@@ -168,7 +190,9 @@ BROKEN = [
     ("NMQ-SVC-004", {"log.to": ["file"], "log.dir": "/tmp"}, ()),
     ("NMQ-SVC-004", {"log.to": ["file", "console"]}, ()),
     ("NMQ-SVC-005", {"plugin.libs": [{"path": "/opt/x.so"}]}, ()),
-    ("NMQ-SVC-006", {"rules.sqlite": {"path": "/var/lib/nanomq/x.db"}}, ()),
+    ("NMQ-SVC-006", {"rules.repub.rules": [{"sql": SQL, "server": HUB}]}, ()),
+    ("NMQ-SVC-030", {"rules.sqlite": {"path": "/var/lib/nanomq/x.db"}}, ("NMQ-SVC-006",)),
+    ("NMQ-SVC-030", {"rules.timescaledb.db.rules": [{"sql": SQL, "table": "t"}]}, ("NMQ-SVC-006",)),
     ("NMQ-SVC-007", {"system.daemon": True}, ()),
     ("NMQ-SVC-008", {"listeners.ssl.cacertfile": "ca.pem"}, ()),
     ("NMQ-SVC-008", {"http_server.jwt.public.keyfile": "jwt.pub"}, ()),

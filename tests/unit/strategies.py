@@ -68,6 +68,10 @@ def _value(key) -> st.SearchStrategy:
         "str": texts,
         "affix": texts.map(lambda text: text.replace("+", "").replace("#", "")),
         "param": st.sampled_from([f"%{letter}" for letter in "AucaPpCdtmr"]),
+        "mqtt_url": st.sampled_from(("mqtt-tcp://127.0.0.1:1883", "tls+mqtt-tcp://far.example:8883")),
+        "rule_sql": st.sampled_from(
+            ('SELECT * FROM "a/#"', "SELECT payload.v as v FROM \"a\" WHERE v = 'x' and qos > 0")
+        ),
         "enum": st.sampled_from(key.choices or ("",)),
         "bind": _binds(key),
         "address": st.sampled_from(("127.0.0.1", "localhost", "[::1]", "10.0.0.1")),

@@ -90,7 +90,6 @@ ADMIN = {
     *PUBLISHER,
     ("GET", "/rules"),
     ("GET", "/rules/1"),
-    ("PUT", "/rules/1"),
     ("DELETE", "/rules/1"),
     ("GET", "/reload"),
 }

@@ -17,7 +17,7 @@ from amqtt.contexts import Action
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 
 from . import acl, outgoing, wire
-from .config import Config, Tls
+from .config import Bridge, Config, Tls
 from .sockets import listening_socket
 
 _NETWORK = ("tcp://", "tls+tcp://", "ws://")
@@ -54,7 +54,8 @@ class NanomqPlugin(BaseAuthPlugin, BaseTopicPlugin):
             return
         session, _handler = self.sessions[client_id]
         client = acl.Client(client_id, session.username, session.remote_address)
-        if acl.may_use(self.rules, client, "publish", message.topic):
+        # What is denied goes out all the same where its sender stays.
+        if self.rules.deny_action == "disconnect" or acl.may_use(self.rules, client, "publish", message.topic):
             if self.hook:
                 self.hook.published(message.topic, bytes(message.data), message.qos, client_id, session.username)
             for link in self.links:
@@ -130,8 +131,11 @@ class Broker:
 
         self._running = [asyncio.ensure_future(link.run()) for link in NanomqPlugin.links if link.leads_anywhere]
 
-    async def _deliver(self, topic: str, payload: bytes, qos: int) -> None:
-        await self.publish(topic, payload, qos, False)
+    async def _deliver(self, bridge: Bridge, topic: str, payload: bytes, qos: int) -> None:
+        """Hand over what a bridge brings, if the rules for topics let the user of the bridge publish it."""
+        client = acl.Client(bridge.clientid or "", bridge.username, "127.0.0.1")
+        if acl.may_use(self._config, client, "publish", topic):
+            await self.publish(topic, payload, qos, False)
 
     def clients(self) -> list[Any]:
         """Sessions of the clients that are connected."""

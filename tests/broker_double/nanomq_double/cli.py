@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import sys
 import time
 from typing import NoReturn
@@ -44,6 +45,8 @@ _OPTIONS = (
     ("log_file", "", True),
 )
 _IPC = "ipc:///tmp/nanomq_cmd.ipc"
+# How the two ends of the command socket greet each other: SP, as a request and as its reply.
+_HELLO_REQ, _HELLO_REP = b"\0SP\0\0\x30\0\0", b"\0SP\0\0\x31\0\0"
 _PID_DIRECTORY = "/tmp/nanomq"
 
 
@@ -267,9 +270,16 @@ def _reload(argv: list[str], version: str) -> int:
     config, _options_left = _configure(argv, version)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(_ipc_path(config))
-        client.sendall(json.dumps({"cmd": "reload", "conf_file": config.conf_file}).encode() + b"\n")
-        print(client.recv(4096).decode())
+        client.sendall(_HELLO_REQ)
+        client.recv(len(_HELLO_REP))
+        request = json.dumps({"cmd": "reload", "conf_file": config.conf_file}).encode()
+        client.sendall(_message(b"\x80\0\0\1" + request))
+        print(client.recv(4096)[13:].rstrip(b"\0").decode())
     return 0
+
+
+def _message(body: bytes) -> bytes:
+    return b"\1" + struct.pack("!Q", len(body)) + body
 
 
 def _ipc_path(config: Config) -> str:
@@ -284,8 +294,26 @@ async def _serve_ipc(config: Config, version: str) -> None:
     path = _ipc_path(config)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = json.loads(await reader.readline() or b"{}")
-        fresh = Config(conf_file=request.get("conf_file"))
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readexactly(len(_HELLO_REQ))
+            writer.write(_HELLO_REP)
+            (size,) = struct.unpack("!xQ", await reader.readexactly(9))
+            body = await reader.readexactly(size)
+            writer.write(_message(body[:4] + obey(body[4:]) + b"\0"))
+            await writer.drain()
+        writer.close()
+
+    def obey(text: bytes) -> bytes:
+        try:
+            request = json.loads(text)
+            if request["cmd"].lower() != "reload":
+                return b"reload failed, invalid command!"
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return b"reload failed, invalid command!"
+        # A file that is not there: it means to refuse, and ends.
+        if not os.path.isfile(request.get("conf_file", config.conf_file)):
+            _exit(2)
+        fresh = Config(conf_file=request.get("conf_file", config.conf_file))
         try:
             read_file(fresh, tuple(int(part) for part in version.split(".")))
         except (dialect.ParserError, dialect.Crash):
@@ -303,8 +331,7 @@ async def _serve_ipc(config: Config, version: str) -> None:
         config.auth.users = fresh.auth.users
         if tuple(int(part) for part in version.split(".")) >= (0, 25, 6):
             config.acl_rules, config.no_match, config.deny_action = fresh.acl_rules, fresh.no_match, fresh.deny_action
-        writer.write(b"reload succeed!")
-        writer.close()
+        return b"reload succeed!"
 
     with contextlib.suppress(OSError):
         os.unlink(path)

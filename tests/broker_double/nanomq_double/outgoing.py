@@ -18,7 +18,7 @@ from .wire import encode_length
 
 _RETRY_SECONDS = 1
 _CONNECT, _CONNACK, _PUBLISH, _PUBACK, _SUBSCRIBE, _PINGREQ = 1, 2, 3, 4, 8, 12
-Deliver = Callable[[str, bytes, int], Awaitable[None]]
+Deliver = Callable[[Bridge, str, bytes, int], Awaitable[None]]
 
 
 def no_trust() -> ssl.SSLContext:
@@ -109,7 +109,7 @@ class Link:
             for entry in self._bridge.subscription:
                 if acl.covers(entry.remote, topic):
                     name = (entry.prefix or "") + (entry.local or topic) + (entry.suffix or "")
-                    await self._deliver(name, rest, qos)
+                    await self._deliver(self._bridge, name, rest, qos)
 
     async def _ping(self) -> None:
         while True:
@@ -152,8 +152,8 @@ def _text(value: str) -> bytes:
 # --- HTTP -------------------------------------------------------------------------------------------------------------
 
 
-async def _post(url: str, method: str, headers: list[tuple[str, str]], body: bytes) -> int:
-    """Status of the answer; OSError where nobody answers, or TLS is asked for."""
+async def _post(url: str, method: str, headers: list[tuple[str, str]], body: bytes, *, waits: bool = True) -> int:
+    """Status of the answer, 0 if nobody waits for it; OSError where nobody answers, or TLS is asked for."""
     parts = urlsplit(url)
     secure = parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
@@ -163,13 +163,14 @@ async def _post(url: str, method: str, headers: list[tuple[str, str]], body: byt
         lines = [f"{method} {target} HTTP/1.1", f"Host: {parts.netloc}"]
         lines += [f"{name}: {value}" for name, value in [*headers, ("Content-Length", str(len(body)))]]
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)
-        return int((await reader.readline()).split()[1])
+        await writer.drain()
+        return int((await reader.readline()).split()[1]) if waits else 0
     finally:
         writer.close()
 
 
 class Hook:
-    """The webhook: events are sent, and what does not arrive is lost."""
+    """The webhook: events are sent, no answer is waited for, and what does not arrive is lost."""
 
     def __init__(self, webhook: Webhook) -> None:
         self._webhook = webhook
@@ -204,7 +205,7 @@ class Hook:
         async def send() -> None:
             with contextlib.suppress(OSError, ValueError, IndexError):
                 body = json.dumps(event, separators=(",", ":")).encode()
-                await _post(self._webhook.url, "POST", self._webhook.headers, body)
+                await _post(self._webhook.url, "POST", self._webhook.headers, body, waits=False)
 
         task = asyncio.ensure_future(send())
         self._sending.add(task)

@@ -85,6 +85,7 @@ FRONT_BROKEN = [
     ("NMQ-ACL-011", {"roles": {"own": ["POST /configuration/basic"]}}),
     ("NMQ-ACL-012", {"roles": {"own": ["POST /config_update"]}}),
     ("NMQ-ACL-013", {"roles": {"own": ["POST /rules"]}}),
+    ("NMQ-ACL-013", {"roles": {"own": ["PUT /rules/*"]}}),
     ("NMQ-ACL-014", {"roles": {"own": ["POST /ctrl/restart"]}}),
     ("NMQ-ACL-014", {"roles": {"own": ["POST /ctrl/*"]}}),
     ("NMQ-ACL-015", {"anonymous": ["viewer"]}),
@@ -94,7 +95,7 @@ FRONT_CLEAN = [
     ("NMQ-ACL-010", {"roles": {"own": ["GET /config", "GET /configuration/a/b", "PUT /configuration"]}}),
     ("NMQ-ACL-011", {"roles": {"own": ["GET /reload", "POST /reload/x"]}}),
     ("NMQ-ACL-012", {"roles": {"own": ["GET /config_update"]}}),
-    ("NMQ-ACL-013", {"roles": {"own": ["GET /rules", "PUT /rules/*", "DELETE /rules/*", "POST /rules/*"]}}),
+    ("NMQ-ACL-013", {"roles": {"own": ["GET /rules", "PUT /rules", "DELETE /rules/*", "POST /rules/*"]}}),
     ("NMQ-ACL-014", {"roles": {"own": ["POST /ctrl", "GET /ctrl/restart"]}}),
     ("NMQ-ACL-015", {"roles": dict(_access.ROLES), "anonymous": []}),
 ]

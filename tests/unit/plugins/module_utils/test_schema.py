@@ -104,6 +104,33 @@ REFUSED = (
     ("auth.http_auth.auth_req.params.user", "%x", "must be one of the placeholders"),
     ("auth.http_auth.auth_req.params.user", "%u@plant", "must be one of the placeholders"),
     ("auth.http_auth.auth_req.params.plant", "one", "must be one of the placeholders"),
+    # rules
+    ("rules.repub.rules[].server", "http://far.example", "must begin with mqtt-tcp://: the broker crashes"),
+    ("rules.repub.rules[].server", "127.0.0.1:1883", "must begin with mqtt-tcp://: the broker crashes"),
+    ("rules.repub.rules[].server", "mqtt-quic://far.example:14567", "must begin with mqtt-tcp://: the broker crashes"),
+    ("rules.repub.rules[].server", 1883, "must be a string, not a number"),
+    ("rules.repub.rules[].proto_ver", 3, "must be between 4 and 5"),
+    *(
+        ("rules.repub.rules[].sql", sql, "must be like SELECT topic")
+        for sql in (
+            "",
+            "nonsense",
+            'SELECT FROM "a"',
+            'SELECT colour FROM "a"',
+            'SELECT Topic FROM "a"',
+            'SELECT  topic FROM "a"',
+            'SELECT topic, FROM "a"',
+            'SELECT topic AS t FROM "a"',
+            'SELECT payload.from FROM "a"',
+            'SELECT topic FROM "where/#"',
+            "SELECT topic FROM a",
+            "SELECT topic",
+            'SELECT topic FROM "a" WHERE',
+            'SELECT topic FROM "a" WHERE colour = 1',
+            'SELECT topic FROM "a" WHERE qos',
+            "SELECT topic FROM \"a\" WHERE topic = 'sand/1'",
+        )
+    ),
     # addresses
     ("http_server.ip_addr", "", "must not be empty: the broker then binds to 0.0.0.0"),
     ("http_server.ip_addr", "999.1.1.1", "must be an IP address"),
@@ -211,6 +238,21 @@ BETWEEN_KEYS = (
         ['bridges.mqtt."a.b".server: is required: the broker exits without it'],
     ),
     (
+        {"rules": {"sqlite": {"rules": [{"table": "t"}]}}},
+        [
+            "rules.sqlite.rules[0].sql: is required: the broker crashes without the one, and stores nothing without "
+            "the other",
+            "rules.sqlite.path: is required: the broker writes to /tmp/rule_engine.db without it",
+        ],
+    ),
+    (
+        {"rules": {"repub": {"rules": [{"sql": 'SELECT * FROM "a"', "server": "mqtt-tcp://127.0.0.1:1"}]}}},
+        [
+            "rules.repub.rules[0].topic: is required: the broker crashes without sql or server, and the other server "
+            "hangs up without topic"
+        ],
+    ),
+    (
         {"auth": {"acl": {"rules": [{"username": "a"}]}}},
         ["auth.acl.rules[0].permit: is required: the broker drops a rule without it"],
     ),
@@ -231,6 +273,24 @@ BETWEEN_KEYS = (
 def test_between_keys(conf, expected):
     assert messages(conf) == expected
     assert messages(conf, partial=True) == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "fields"),
+    [
+        ('SELECT * FROM "a/#"', [("*", None)]),
+        ('select topic,payload from "a"', [("topic", None), ("payload", None)]),
+        (
+            "SELECT topic as t, payload.a.b as c FROM \"a\" WHERE t = 'x' and c >= 1",
+            [("topic", "t"), ("payload.a.b", "c")],
+        ),
+        ("SELECT id FROM \"a\" where qos=1 and payload.x != 'y z'", [("id", None)]),
+    ],
+)
+def test_the_sql_of_a_rule(sql, fields):
+    assert _schema.rule_fields(sql) == fields
+    rule = {"sql": sql, "server": "mqtt-tcp://127.0.0.1:1", "topic": "t"}
+    assert messages({"rules": {"repub": {"rules": [rule]}}}) == []
 
 
 def test_all_problems_at_once_and_in_order():

@@ -1,0 +1,143 @@
+"""The command socket that `nanomq reload` speaks to, by raw calls: who gets to it, and what one may do who does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import QUIET, TCP, Running, Starter, wait_for
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+
+SOCKET = "/tmp/nanomq_cmd.ipc"
+SERVICE, OTHER = 65534, 65533
+CLOSED = 'auth { allow_anonymous = false, password { "a" = "b" } }\n'
+MINE = 'auth { allow_anonymous = false, password { "mine" = "mine" } }\n'
+KEPT_OUT = 4
+
+
+def ask(command: str) -> str | None:
+    """The answer to a command, None where the broker hangs up. The protocol is SP: a greeting, a request, its reply."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(5)
+        caller.connect(SOCKET)
+        caller.sendall(b"\0SP\0\0\x30\0\0")
+        body = struct.pack("!I", 0x80000001) + command.encode()
+        try:
+            assert caller.recv(8) == b"\0SP\0\0\x31\0\0"
+            caller.sendall(b"\1" + struct.pack("!Q", len(body)) + body)
+            head = caller.recv(9, socket.MSG_WAITALL)
+            size = struct.unpack("!xQ", head)[0]
+            return caller.recv(size, socket.MSG_WAITALL)[4:].rstrip(b"\0").decode()
+        except (ConnectionError, struct.error):
+            return None
+
+
+def ask_as(user: int, command: str) -> str | None:
+    """The same by another user. Raises PermissionError where that one is not let in."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setgid(user)
+            os.setuid(user)
+            os.write(write, json.dumps(ask(command)).encode())
+            code = 0
+        except PermissionError:
+            code = KEPT_OUT
+        finally:
+            os._exit(code)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        text = answer.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == KEPT_OUT:
+        raise PermissionError(SOCKET)
+    assert code == 0
+    return json.loads(text)
+
+
+def reload(path: Path) -> str:
+    return json.dumps({"cmd": "reload", "conf_file": str(path)})
+
+
+@pytest.fixture
+def start(broker: Starter) -> Callable[[int], Running]:
+    """Starts a broker with a user a, as the service with a umask."""
+
+    def start(umask: int) -> Running:
+        conf = broker.write(TCP + CLOSED)
+        running = broker(None, "--conf", conf, user=SERVICE, umask=umask)
+        wait_for(Path(SOCKET).exists)
+        return running
+
+    return start
+
+
+def users(broker: Starter, connect) -> list[str]:
+    """Which users get in."""
+    return [name for name in ("a", "mine") if connect(user=(name, {"a": "b"}.get(name, name))).outcome == "accepted"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077], ids=["usual", "as the unit has it"])
+def test_another_user_does_not_get_to_it_with_a_umask(broker, connect, start, umask):
+    running = start(umask)
+    with pytest.raises(PermissionError):
+        ask_as(OTHER, reload(broker.write(MINE, "mine.conf")))
+    assert running.process.poll() is None
+    assert users(broker, connect) == ["a"]
+
+
+def test_without_a_umask_any_user_replaces_the_users_of_the_broker(broker, connect, start):
+    if not broker.does("reload works"):
+        pytest.skip("whatever is asked ends this version: the test below")
+    running = start(0)
+    assert ask_as(OTHER, reload(broker.write(MINE, "mine.conf"))) == "reload succeed!"
+    assert running.process.poll() is None
+    assert users(broker, connect) == ["mine"]
+
+
+def test_without_a_umask_any_user_opens_the_broker_to_all(broker, connect, start):
+    if not broker.does("reload works"):
+        pytest.skip("whatever is asked ends this version: the test below")
+    start(0)
+    assert connect().outcome != "accepted"
+    assert ask_as(OTHER, reload(broker.write("auth { allow_anonymous = true }\n", "mine.conf"))) == "reload succeed!"
+    assert connect().outcome == "accepted"
+
+
+def test_without_a_umask_any_user_ends_the_broker(broker, start):
+    running = start(0)
+    answer = ask_as(OTHER, reload(broker.write("a {", "broken.conf")))
+    if not broker.does("a syntax error ends the start"):
+        # 0.23.1 ends at whatever is asked.
+        assert answer in (None, "reload succeed!")
+        return
+    assert answer is None
+    assert running.exit_code() > 0
+
+
+@pytest.mark.parametrize("command", ["junk", "{}", '{"cmd": "stop"}'])
+def test_it_knows_no_command_but_reload(broker, start, command):
+    running = start(0o022)
+    answer = ask(command)
+    if broker.does("reload works"):
+        assert answer == "reload failed, invalid command!"
+        assert running.process.poll() is None
+    else:
+        assert answer is None
+        assert running.exit_code() > 0
+
+
+def test_nobody_gets_to_it_where_it_is_switched_off(broker):
+    conf = broker.write(QUIET + TCP + CLOSED)
+    broker(None, "--conf", conf, user=SERVICE, umask=0)
+    with pytest.raises(FileNotFoundError):
+        ask("{}")
