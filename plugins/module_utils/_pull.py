@@ -112,7 +112,9 @@ class Repository:
         if done.returncode:
             # A pack that came in part stays in its place, and each try would leave another one.
             self.sweep()
-            raise Unreachable(f"{show_url(self.config['remote'])}: {fetch_words(done.stderr)}")
+            raise Unreachable(
+                f"{show_url(self.config['remote'])}: {fetch_words(done.stderr)}{self._remedy(done.stderr)}"
+            )
         return self.resolve(OFFERED)
 
     def _get(self) -> subprocess.CompletedProcess:
@@ -125,6 +127,14 @@ class Repository:
             limit=config["size_limit"],
             check=False,
         )
+
+    def _remedy(self, text: str) -> str:
+        """Say what is to be put right where who answered at the remote could not show who it is."""
+        if not self.config["remote"].startswith("https:") or "certificate" not in text.lower():
+            return ""
+        if self.config["remote_ca"]:
+            return " (the certificate that is shown there is by none of the CAs in nanomq_pull_remote_ca, or for another name)"
+        return " (the certificate that is shown there is by no CA of this host: nanomq_pull_remote_ca names its own)"
 
     def _renew(self) -> subprocess.CompletedProcess:
         """Fetch into a repository that is made anew, which takes the place of the old one if that worked.

@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import datetime
 import http.server
 import json
 import os
+import socket
 import threading
 
 import pytest
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _pull
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy, _pull
+from ansible_collections.edgesec.nanomq.plugins.plugin_utils import report
 from hypothesis import given
 from hypothesis import strategies as st
 from pulling import Collector, Place, git
@@ -165,6 +168,51 @@ class TestRuns:
         assert "secret-word" not in json.dumps(report)
         assert report["applied"] == ""
 
+    def test_what_a_transaction_undid(self, place):
+        place.commit("alice")
+        failure = {"msg": "secret-word", "step": "probe", "undone": True, "journal": "secret-word"}
+        place.runs(f"TASK [The table] **\nfatal: [box]: FAILED! => {json.dumps(failure)}", status=2)
+        report = place.pull()
+        assert report["failed"] == {"task": "The table", "step": "probe", "undone": True}
+        assert report["cause"].startswith("the task 'The table' failed at probe, and was undone")
+        assert "secret-word" not in json.dumps(report)
+
+    @pytest.mark.parametrize(
+        "text", ['{"step": "secret-word", "undone": "secret-word"}', "[]", "{", "[" * 100_000, "null"]
+    )
+    def test_of_what_a_module_says_known_words_are_taken_alone(self, text):
+        outcome = _pull.Outcome()
+        outcome.read("TASK [x] **")
+        outcome.read(f"fatal: [box]: FAILED! => {text}")
+        report = {}
+        outcome.tell(report)
+        assert report["failed"] == {"task": "x", "step": "", "undone": False}
+
+    def test_what_was_changed_is_named(self):
+        outcome = _pull.Outcome()
+        for number in range(2 * _pull.TASKS_LIMIT):
+            for line in (f"TASK [task {number}] **", "changed: [box]", "changed: [box]", "ok: [box]"):
+                outcome.read(line)
+        assert outcome.changed_tasks == [f"task {number}" for number in range(_pull.TASKS_LIMIT)]
+
+    def test_whom_it_needs_is_tried_before(self, place):
+        """And is told to the run, so that a change of the firewall that cuts it off is undone."""
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+        ):
+            port, other = server.getsockname()[1], six.getsockname()[1]
+            place.config["report_url"] = f"https://localhost:{port}/x"
+            place.config["signer_url"] = f"https://[::1]:{other}"
+            place.config["remote"] = f"ssh://a@127.0.0.1:{port}/x"
+            expected = [f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{other}"]
+            assert _pull.answering(place.config) == expected
+            variables = json.loads(_pull.run_command(place.config, expected)[-2])
+            assert variables["__nanomq_pull_needed"] == expected
+        assert _pull.answering(place.config) == [], "one that is away is not asked for"
+        place.config.update(remote="https://no-such-host.invalid/x", report_url="https://a:99999/", signer_url="")
+        assert _pull.answering(place.config) == []
+
     def test_a_playbook_for_nobody(self, place):
         place.commit("alice")
         place.runs("", recap=False)
@@ -212,6 +260,62 @@ class TestRuns:
             assert word in text
 
 
+class TestWhatIsToldOfTheHost:
+    """What the run has left, the audit's own report among it; and what is in the way of that."""
+
+    RESULT = {
+        "findings": [
+            {"id": "NMQ-NET-001", "observed": True, "evidence": ["secret-word"]},
+            {"id": "NMQ-TLS-001", "observed": False, "evidence": ["secret-word"]},
+        ],
+        "passed": sorted(set(_policy.RULES) - {"NMQ-NET-001", "NMQ-TLS-001"}),
+        "observation": {"version": "0.25.6"},
+    }
+
+    def leave(self, place, document, **host):
+        folder = place.state / "told"
+        folder.mkdir(exist_ok=True)
+        told = {"time": "2030-01-01T00:00:00Z", "version": "0.25.6", "certificate_ends": "2030-02-01T00:00:00Z"}
+        (folder / "host.json").write_text(json.dumps({**told, "audit": True, **host}))
+        (folder / "audit.json").write_text(document if isinstance(document, str) else report.render(document))
+
+    def document(self, results):
+        return report.build(results, {}, datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC))
+
+    def test_the_audit_in_short(self, place):
+        self.leave(place, self.document({"box": self.RESULT}))
+        place.commit("alice")
+        told = place.pull()
+        assert told["broker"] == {
+            "time": "2030-01-01T00:00:00Z",
+            "version": "0.25.6",
+            "certificate_ends": "2030-02-01T00:00:00Z",
+        }
+        severity = _policy.RULES["NMQ-NET-001"].severity
+        expected = dict.fromkeys(reversed(_policy.SEVERITIES), 0) | {severity: 1}
+        assert told["audit"]["findings"] == expected
+        assert (told["audit"]["rules"], told["audit"]["not_observed"]) == (["NMQ-NET-001"], 1)
+        assert (told["audit"]["state"], told["audit"]["time"]) == ("audited", "2030-01-01T00:00:00Z")
+        assert "secret-word" not in json.dumps(told)
+
+    def test_a_host_that_could_not_be_audited(self, place):
+        self.leave(place, self.document({"box": {"failed": True, "msg": "secret-word"}}))
+        told = _pull.told(place.config)
+        assert (told["audit"]["state"], told["audit"]["rules"]) == ("not_audited", [])
+        assert "secret-word" not in json.dumps(told)
+
+    def test_an_audit_that_is_no_longer_wanted_is_not_told(self, place):
+        self.leave(place, self.document({"box": self.RESULT}), audit=False)
+        assert set(_pull.told(place.config)) == {"broker"}
+
+    @pytest.mark.parametrize("document", ["", "{", "[]", "null", '{"hosts": []}', '{"hosts": [1], "summary": 1}'])
+    def test_rubbish(self, place, document):
+        self.leave(place, document)
+        assert set(_pull.told(place.config)) == {"broker"}
+        (place.state / "told/host.json").write_text(document)
+        assert "audit" not in _pull.told(place.config)
+
+
 class TestReports:
     """By HTTP here; a verified HTTPS is what the scenario has."""
 
@@ -240,6 +344,23 @@ class TestReports:
         assert [body["n"] for _token, body in collector.seen] == [1, 2]
         assert collector.seen[0][0] == "Bearer word"
         assert not (place.state / "unsent.json").exists()
+
+    def test_those_that_are_kept_are_bounded(self, place, collector):
+        collector.status = 503
+        for number in range(2 * _pull.UNSENT_LIMIT):
+            _pull.deliver(place.config, {"n": number})
+        collector.seen.clear()
+        collector.status = 204
+        assert _pull.deliver(place.config, {"n": 100}) == ""
+        assert [body["n"] for _token, body in collector.seen] == [*range(11, 20), 100]
+
+    def test_a_disk_that_is_full_keeps_no_report_from_being_sent(self, place, collector, monkeypatch):
+        def full(*arguments):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(_pull, "save", full)
+        assert _pull.deliver(place.config, {"n": 1}) == ""
+        assert [body["n"] for _token, body in collector.seen] == [1]
 
     def test_a_redirection_is_not_followed(self, place, collector):
         collector.status = 307
