@@ -133,8 +133,8 @@ class Repository:
         if not self.config["remote"].startswith("https:") or "certificate" not in text.lower():
             return ""
         if self.config["remote_ca"]:
-            return " (the certificate that is shown there is by none of the CAs in nanomq_pull_remote_ca, or for another name)"
-        return " (the certificate that is shown there is by no CA of this host: nanomq_pull_remote_ca names its own)"
+            return " (the certificate shown there is by none of the CAs in nanomq_pull_remote_ca, or for another name)"
+        return " (the certificate shown there is by no CA of this host, or for another name; see nanomq_pull_remote_ca)"
 
     def _renew(self) -> subprocess.CompletedProcess:
         """Fetch into a repository that is made anew, which takes the place of the old one if that worked.

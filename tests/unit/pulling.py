@@ -114,3 +114,8 @@ class Collector(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format, *args):
         pass
+
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        pass

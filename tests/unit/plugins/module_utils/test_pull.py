@@ -5,10 +5,13 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import http.server
 import json
 import os
 import socket
+import ssl
+import subprocess
 import threading
 
 import pytest
@@ -16,7 +19,7 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy, _pu
 from ansible_collections.edgesec.nanomq.plugins.plugin_utils import report
 from hypothesis import given
 from hypothesis import strategies as st
-from pulling import Collector, Place, git
+from pulling import Collector, Files, Place, git
 
 
 @pytest.fixture
@@ -156,6 +159,53 @@ class TestOffers:
         place.commit("alice")
         place.state.chmod(0o755)
         assert "must be a directory of root's" in place.pull()["cause"]
+
+
+class TestHttps:
+    """A remote by HTTPS, served as files; git's own backend is what the scenario has."""
+
+    @pytest.fixture(autouse=True)
+    def served(self, place):
+        for name in ("one", "two"):
+            request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+            request += f" -addext subjectAltName=DNS:localhost -keyout {name}.key -out {name}.pem"
+            subprocess.run(request.split(), cwd=place.path, check=True, capture_output=True)
+        handler = functools.partial(Files, directory=str(place.tree / ".git"))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(place.path / "one.pem", place.path / "one.key")
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        place.config["remote"] = f"https://localhost:{server.server_port}/"
+        self.commit = place.commit("alice")
+        git(place.tree, "update-server-info")
+        yield
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+    def test_the_ca_that_the_host_is_told(self, place):
+        place.config["remote_ca"] = str(place.path / "one.pem")
+        assert place.pull()["commit"] == self.commit
+
+    @pytest.mark.parametrize(
+        ("ca", "words"), [("two.pem", "none of the CAs in nanomq_pull_remote_ca"), ("", "by no CA of")]
+    )
+    def test_another_one(self, place, ca, words):
+        place.config["remote_ca"] = str(place.path / ca) if ca else ""
+        report = place.pull()
+        assert (report["result"], report["commit"]) == ("unreachable", "")
+        assert "certificate" in report["cause"]
+        assert words in report["cause"]
+        assert place.applied() == []
+
+    def test_another_name(self, place):
+        place.config["remote_ca"] = str(place.path / "one.pem")
+        place.config["remote"] = place.config["remote"].replace("localhost", "127.0.0.1")
+        report = place.pull()
+        assert report["result"] == "unreachable"
+        assert "or for another name" in report["cause"]
 
 
 class TestRuns:

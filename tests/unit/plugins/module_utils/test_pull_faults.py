@@ -81,16 +81,17 @@ def world(tmp_path, monkeypatch):
     return made
 
 
-def check_the_next(world: World) -> None:
-    """Whatever was cut: a pull without its remote applies what was accepted, and one with it finishes."""
+def check_the_next(world: World, *, alone: bool = False) -> None:
+    """Whatever was cut: the next pull finishes; ``alone``: one without its remote first, which applies what it can."""
     accepted, before = world.accepted(), world.applied()
     assert before in ([], [world.new]) or before[-1] == accepted
-    remote = world.tree.rename(world.path / "away")
-    world.main()
-    (report,) = [one for one in world.reports() if one["result"] == "unreachable"]
-    # Where a first fetch was cut there is nothing to apply yet.
-    assert report["commit"] == accepted
-    remote.rename(world.tree)
+    if alone:
+        remote = world.tree.rename(world.path / "away")
+        world.main()
+        (report,) = [one for one in world.reports() if one["result"] == "unreachable"]
+        # Where a first fetch was cut there is nothing to apply yet.
+        assert report["commit"] == accepted
+        remote.rename(world.tree)
 
     assert world.main() == 0
     report = world.reports()[-1]
@@ -110,8 +111,8 @@ def check_the_next(world: World) -> None:
     assert numbers == sorted(numbers)
 
 
-@pytest.mark.parametrize("virgin", [False, True])
-def test_one_that_dies_at_any_step(world, monkeypatch, virgin):
+@pytest.mark.parametrize(("virgin", "alone"), [(False, False), (False, True), (True, False)])
+def test_one_that_dies_at_any_step(world, monkeypatch, virgin, alone):
     reached = 0
     for limit in range(500):
         world.reset(virgin=virgin)
@@ -119,7 +120,7 @@ def test_one_that_dies_at_any_step(world, monkeypatch, virgin):
         if not died:
             break
         reached += 1
-        check_the_next(world)
+        check_the_next(world, alone=alone)
     assert not died
     assert reached > 40, "each file and each program is a step"
 
@@ -134,7 +135,7 @@ def test_one_that_dies_at_any_step_while_it_refuses(world, monkeypatch):
             break
         assert world.applied() in ([], [world.old])
         world.offer(world.new)
-        check_the_next(world)
+        check_the_next(world, alone=bool(limit % 2))
     assert not died
     assert limit > 40
 
@@ -193,7 +194,7 @@ def test_a_kill_at_any_moment(world, monkeypatch):
         os.waitpid(child, 0)
         # A clone that was killed is still ending.
         time.sleep(0.05)
-        check_the_next(world)
+        check_the_next(world, alone=bool(number % 2))
 
 
 def _in_group(child: int) -> bool:
