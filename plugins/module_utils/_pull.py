@@ -575,9 +575,10 @@ def choose(config: dict, repository: Repository, state: dict[str, str], report: 
 
 def pull(config: dict) -> dict:
     """Fetch, verify and apply, and return the report."""
-    report = {"format": REPORT_FORMAT, "host": config["name"], "result": "ok", "cause": "", "commit": "", "offered": ""}
+    report = {"format": REPORT_FORMAT, "host": config["name"], "time": show_time(time.time())}
+    report |= {"result": "ok", "cause": "", "offered": "", "commit": "", "commit_time": "", "signer": "", "applied": ""}
+    report |= {"counts": {}, "changed_tasks": []}
     began = time.monotonic()
-    report["time"] = show_time(time.time())
     try:
         check_private_directory(config["state"])
         begin(config, report)

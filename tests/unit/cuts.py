@@ -96,6 +96,9 @@ def run_cut(monkeypatch, limit, action, *, processes=False):
 
             def die(name, arguments):
                 nonlocal count
+                if processes and name == "open" and not arguments[1] & os.O_CREAT:
+                    # With programs there are many; and what is on the disk is what the next step finds there.
+                    return
                 if count == limit:
                     tear(name, arguments)
                     os._exit(9)

@@ -19,6 +19,17 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 PROJECT = pathlib.Path(__file__).resolve().parents[3]
 CLIENT = "/usr/local/lib/edgesec-nanomq/enrol.py"
 
+#: Whatever a device can be given that is secret, used by it or not.
+SECRETS = {
+    "nanomq_broker_users": {"sensor": "a-password-from-the-vault"},
+    "nanomq_broker_http_password": "http-password-from-the-vault",
+    "nanomq_pki_signer_secret": "signer-secret-from-the-vault",
+    "nanomq_pki_given_key": "given-key-from-the-vault",
+    "nanomq_pki_authority_passphrase": "authority-passphrase-from-the-vault",
+    "nanomq_pki_jwt_passphrase": "jwt-passphrase-from-the-vault",
+    "nanomq_audit_jwt_passphrase": "audit-passphrase-from-the-vault",
+}
+
 
 class FleetRepository:
     """Beside the inventory of the scenario, in ``place``: keys, and a work tree in ``repository``."""
@@ -109,11 +120,7 @@ def make(place: pathlib.Path, trusted: str) -> None:
         nanomq_broker_mqtt_client_certificates=True,
     )
     secret = repository.variables.with_name("vault.yml")
-    secrets = {
-        "nanomq_broker_users": {"sensor": "a-password-from-the-vault"},
-        "nanomq_pki_signer_secret": "a-signer-secret-from-the-vault",
-    }
-    secret.write_text(yaml.safe_dump(secrets))
+    secret.write_text(yaml.safe_dump(SECRETS))
     vault = ["ansible-vault", "encrypt", "--vault-password-file", str(place / "vault_password"), str(secret)]
     subprocess.run(vault, check=True, capture_output=True)
     repository.commit("alice")
