@@ -545,6 +545,19 @@ def _reaches(address: str, port: int) -> bool:
         return False
 
 
+def probe_reachable(*, targets: Sequence[str], credentials: dict) -> list[str]:
+    """Whether new connections from this host get to ``host:port`` each: a firewall must not cut off what it needs.
+
+    The name is looked up anew as well. That it is the right one who answers is for those to find out who speak with it.
+    """
+    return [
+        f"no new connection to {target} from this host"
+        for target in targets
+        for host, _colon, port in [target.rpartition(":")]
+        if not _reaches(host.strip("[]"), int(port))
+    ]
+
+
 PROBES = {
     "listeners": probe_listeners,
     "process": probe_process,
@@ -552,6 +565,7 @@ PROBES = {
     "rest": probe_rest,
     "nft_table": probe_nft_table,
     "unreachable": probe_unreachable,
+    "reachable": probe_reachable,
     "sshd": probe_sshd,
     "https": probe_https,
     "tls": probe_tls,

@@ -23,6 +23,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import ssl
 import stat
 import subprocess
@@ -46,14 +47,34 @@ VERIFIED, OFFERED = "refs/heads/verified", "refs/edgesec/offered"
 #: From bad to good: of a report the worst counts.
 RESULTS = ("failed", "refused", "unreachable", "changed", "ok")
 
+#: Its journal has what a report has not.
+SERVICE = "edgesec-nanomq-pull.service"
+
 REPORT_FORMAT = 1
 REPORT_TIMEOUT = 20
-#: Characters of a cause that are reported.
-CAUSE_LIMIT = 500
+#: Characters of a cause that are reported, names of tasks that changed something, and reports that wait to be sent.
+CAUSE_LIMIT, TASKS_LIMIT, UNSENT_LIMIT = 500, 20, 10
+
+#: Each fetch brings one pack; so many lie beside each other at most.
+PACKS_LIMIT = 20
+
+#: Seconds in which one that a host needs must take a new connection to count as one that answers.
+ANSWER_TIMEOUT = 5
+PORTS = {"https": 443, "ssh": 22, "mqtts": 8883}
+
+#: Where a transaction can fail. Of what a module says of itself these words are reported, and no other.
+STEPS = ("lock", "recover", "compare", "prepare", "stage", "validate", "swap", "activate", "probe", "commit", "confirm")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?", re.ASCII)
 _RECAP = re.compile(r"(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.ASCII)
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+_RULE = re.compile(r"NMQ-[A-Z]{2,5}-[0-9]{3}", re.ASCII)
+#: What save leaves when it is cut.
+_TEMPORARY = re.compile(r"[a-z]+\.json\.[0-9a-f]{8}", re.ASCII)
+
+
+#: The status of a program that was ended for being late.
+TIMED_OUT = 124
 
 
 class Refused(Exception):
@@ -74,20 +95,31 @@ class Failed(Exception):
 class Repository:
     """The bare repository that holds what was fetched, in ``config['state']``."""
 
-    def __init__(self, config: dict) -> None:
+    def __init__(self, config: dict, name: str = "repository.git") -> None:
         self.config = config
-        self.path = os.path.join(config["state"], "repository.git")
+        self.path = os.path.join(config["state"], name)
 
     def fetch(self) -> str:
         """Get what the remote offers, and return its last commit. Raises Unreachable or Failed."""
-        if not os.path.isdir(self.path):
-            self._git("init", "--quiet", "--bare", self.path, inside=False)
+        if os.path.isdir(self.path):
+            self.sweep()
+            done = self._get()
+            # A medium that lies, or a git that does not sync, can leave what no fetch mends.
+            if done.returncode and self.is_damaged("--connectivity-only"):
+                done = self._renew()
+        else:
+            done = self._renew()
+        if done.returncode:
+            # A pack that came in part stays in its place, and each try would leave another one.
+            self.sweep()
+            raise Unreachable(
+                f"{show_url(self.config['remote'])}: {fetch_words(done.stderr)}{self._remedy(done.stderr)}"
+            )
+        return self.resolve(OFFERED)
+
+    def _get(self) -> subprocess.CompletedProcess:
         config = self.config
-        # A fetch that was cut leaves locks behind; no other one is under way, since this run holds the lock.
-        for name in (OFFERED, VERIFIED, "shallow", "HEAD", "packed-refs"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(self.path, f"{name}.lock"))
-        done = self._git(
+        return self._git(
             "fetch",
             *("--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance"),
             *("--", config["remote"], f"+refs/heads/{config['branch']}:{OFFERED}"),
@@ -95,9 +127,67 @@ class Repository:
             limit=config["size_limit"],
             check=False,
         )
-        if done.returncode:
-            raise Unreachable(f"{show_url(config['remote'])}: {fetch_words(done.stderr)}")
-        return self.resolve(OFFERED)
+
+    def _remedy(self, text: str) -> str:
+        """Say what is to be put right where who answered at the remote could not show who it is."""
+        if not self.config["remote"].startswith("https:") or "certificate" not in text.lower():
+            return ""
+        if self.config["remote_ca"]:
+            return " (the certificate shown there is by none of the CAs in nanomq_pull_remote_ca, or for another name)"
+        return " (the certificate shown there is by no CA of this host, or for another name; see nanomq_pull_remote_ca)"
+
+    def _renew(self) -> subprocess.CompletedProcess:
+        """Fetch into a repository that is made anew, which takes the place of the old one if that worked.
+
+        What was accepted last is in it, or nothing that is offered follows it.
+        """
+        fresh = Repository(self.config, "fresh.git")
+        shutil.rmtree(fresh.path, ignore_errors=True)
+        # Nobody's templates: they hold hooks.
+        self._git("init", "--quiet", "--bare", "--template=", fresh.path, inside=False)
+        done = fresh._get()
+        if not done.returncode:
+            damaged = os.path.join(self.config["state"], "damaged.git")
+            if os.path.isdir(self.path):
+                # Whole or absent under its name: one that is half removed could pass for whole.
+                os.rename(self.path, damaged)
+            os.rename(fresh.path, self.path)
+            sync_directory(self.config["state"])
+            shutil.rmtree(damaged, ignore_errors=True)
+        return done
+
+    def is_damaged(self, *options: str) -> bool:
+        """Whether something is missing from what the repository should hold, or it is none."""
+        done = self._git("fsck", *options, "--no-dangling", "--no-progress", timeout=600, check=False)
+        return done.returncode not in (0, TIMED_OUT)
+
+    def sweep(self) -> None:
+        """Remove what a git that was killed leaves: locks, parts of packs. No other one runs: we hold the lock."""
+        for folder, _folders, names in os.walk(self.path):
+            packs = {name[:-4] for name in names if name.endswith(".idx")} if folder.endswith("/objects/pack") else None
+            for name in names:
+                without_index = packs is not None and name.startswith("pack-") and name.rpartition(".")[0] not in packs
+                if name.endswith((".lock", ".keep")) or name.startswith(("tmp_", ".tmp-")) or without_index:
+                    os.unlink(os.path.join(folder, name))
+
+    def discard(self, accepted: str) -> None:
+        """Forget what was offered and refused: a remote must not fill the disk bit by bit."""
+        if not accepted:
+            shutil.rmtree(self.path, ignore_errors=True)
+            return
+        self._git("update-ref", "-d", OFFERED)
+        self._git("update-ref", VERIFIED, accepted, check=False)
+        self.pack(1)
+
+    def pack(self, limit: int) -> None:
+        """Make one pack of what is reachable, where there are more than ``limit``."""
+        if len(self._packs()) > limit:
+            # One thread and little memory, for a small device. Where it fails, all is as it was.
+            options = ["-c", "pack.threads=1", "-c", "pack.windowMemory=32m"]
+            self._git("repack", "-a", "-d", "--quiet", options=options, timeout=600, check=False)
+
+    def _packs(self) -> list[str]:
+        return [name for name in os.listdir(os.path.join(self.path, "objects/pack")) if name.endswith(".pack")]
 
     def resolve(self, name: str) -> str:
         """Return the commit that a name stands for. Raises Failed."""
@@ -146,6 +236,7 @@ class Repository:
         """Make a commit what ansible-pull finds."""
         self._git("update-ref", VERIFIED, commit)
         self._git("symbolic-ref", "HEAD", VERIFIED)
+        self.pack(PACKS_LIMIT)
 
     def moment(self, commit: str) -> str:
         """Return when a commit was made, by the clock of who made it."""
@@ -166,6 +257,8 @@ class Repository:
             # A remote must not fill the disk: what it sends is one file.
             *(("prlimit", f"--fsize={limit}") if limit else ()),
             *("git", "-c", "core.hooksPath=/dev/null", "-c", "transfer.fsckObjects=true", "-c", "gc.auto=0"),
+            # What is noted as accepted must be there after a power cut: packs, which git syncs, and no loose objects.
+            *("-c", "core.fsync=all", "-c", "fetch.unpackLimit=1"),
             *("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60", "-c", "http.followRedirects=false"),
             *(("-c", f"http.sslCAInfo={config['remote_ca']}") if config["remote_ca"] else ()),
             *(options or ()),
@@ -186,7 +279,7 @@ class Repository:
                 env=git_environment(config, urllib.parse.urlsplit(config["remote"]).scheme),
             )
         except subprocess.TimeoutExpired:
-            done = subprocess.CompletedProcess(command, 124, "", f"it did not end within {timeout:g} s")
+            done = subprocess.CompletedProcess(command, TIMED_OUT, "", f"it did not end within {timeout:g} s")
         if check and done.returncode:
             raise Failed(f"git {arguments[0]}: {last_line(done.stderr) or f'exit {done.returncode}'}")
         return done
@@ -223,7 +316,10 @@ class Outcome:
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
+        self.changed_tasks: list[str] = []
         self.failed_task = ""
+        #: Of a transaction that failed: at which step, and whether the host is as it was before.
+        self.failed_step, self.undone = "", False
         self._task = ""
         self._in_recap = False
 
@@ -232,37 +328,82 @@ class Outcome:
         found = re.match(r"(?:TASK|RUNNING HANDLER) \[(.*)\]", line)
         if found:
             self._task = found.group(1)
+        elif line.startswith("changed: ["):
+            if self._task not in self.changed_tasks[-1:] and len(self.changed_tasks) < TASKS_LIMIT:
+                self.changed_tasks.append(self._task)
         elif line.startswith(("fatal: [", "failed: [")):
             self.failed_task = self._task
+            self._read_failure(line.partition("=> ")[2])
         elif line == "...ignoring":
-            self.failed_task = ""
+            self.failed_task, self.failed_step, self.undone = "", "", False
         elif line.startswith("PLAY RECAP"):
             self._in_recap = True
         elif self._in_recap and (found := _RECAP.match(line)):
             for name, value in zip(("ok", "changed", "unreachable", "failed"), found.groups()[1:]):
                 self.counts[name] = self.counts.get(name, 0) + int(value)
 
+    def _read_failure(self, text: str) -> None:
+        try:
+            result = json.loads(text)
+        except (ValueError, RecursionError):
+            result = None
+        result = result if isinstance(result, dict) else {}
+        # These two words of it, which are the collection's own.
+        self.failed_step = result["step"] if result.get("step") in STEPS else ""
+        self.undone = result.get("undone") is True
+
+    def tell(self, report: dict) -> None:
+        """Say in a report what was done."""
+        report["counts"], report["changed_tasks"] = self.counts, self.changed_tasks
+        if self.failed_task:
+            report["failed"] = {"task": self.failed_task, "step": self.failed_step, "undone": self.undone}
+
     def cause(self, status: int, name: str) -> str:
         """Return why a run that ended by ``status`` did not work, or ''."""
         if self.failed_task:
-            return f"the task {self.failed_task!r} failed; the journal of edgesec-nanomq-pull.service says why"
+            where = f" at {self.failed_step}" if self.failed_step else ""
+            undone = ", and was undone" if self.undone else ""
+            return f"the task {self.failed_task!r} failed{where}{undone}; the journal of {SERVICE} says why"
         if status:
-            return f"ansible-pull ended with {status}; the journal of edgesec-nanomq-pull.service says why"
+            return f"ansible-pull ended with {status}; the journal of {SERVICE} says why"
         if not self.counts.get("ok"):
             return f"no play is for {name!r}: look at the inventory and the hosts of the playbook"
         return ""
 
 
-def run_command(config: dict) -> list[str]:
+def answering(config: dict) -> list[str]:
+    """Return which of those that this host needs take a new connection now, as ``host:port``.
+
+    They must do so after a change of the firewall as well, or the host undoes it: nobody else is there to confirm it.
+    """
+    found = []
+    for name in ("remote", "report_url", "signer_url"):
+        # By name: that it can still be looked up is a part of it.
+        with contextlib.suppress(OSError, ValueError):
+            url = urllib.parse.urlsplit(config[name])
+            port = url.port or PORTS.get(url.scheme, 0)
+            if url.hostname and port:
+                socket.create_connection((url.hostname, port), timeout=ANSWER_TIMEOUT).close()
+                found.append(f"[{url.hostname}]:{port}" if ":" in url.hostname else f"{url.hostname}:{port}")
+    return list(dict.fromkeys(found))
+
+
+def run_command(config: dict, needed: list[str]) -> list[str]:
     """Return the command that applies what was verified."""
+    variables = {
+        # What the inventory says of a connection is for those who push. And this is root already.
+        "ansible_become": False,
+        "ansible_connection": "local",
+        "__nanomq_pull_needed": needed,
+        "__nanomq_pull_told_dir": os.path.join(config["state"], "told"),
+    }
     command = [
         config["ansible_pull"],
         *("--url", f"file://{config['state']}/repository.git", "--checkout", VERIFIED.rpartition("/")[2]),
         *("--full", "--directory", os.path.join(config["state"], "checkout")),
         *("--inventory", os.path.join(config["state"], "checkout", config["inventory"])),
         *("--limit", config["name"]),
-        # What the inventory says of a connection is for those who push. And this is root already.
-        *("--extra-vars", json.dumps({"ansible_become": False, "ansible_connection": "local"})),
+        *("--extra-vars", json.dumps(variables)),
     ]
     if config["vault_password_path"]:
         command += ["--vault-password-file", config["vault_password_path"]]
@@ -272,8 +413,10 @@ def run_command(config: dict) -> list[str]:
 def apply(config: dict) -> Outcome:
     """Have ansible-pull check out and apply what was verified. Raises Failed, with the outcome as a second argument."""
     checkout = os.path.join(config["state"], "checkout")
-    # Made anew: nothing that an earlier run left there, cut or not, has a part in this one.
-    shutil.rmtree(checkout, ignore_errors=True)
+    # Made anew: nothing that an earlier run left there, cut or not, has a part in this one. Where it cannot be removed
+    # nothing is run.
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(checkout)
     environment = {
         **git_environment(config, "file"),
         "ANSIBLE_HOME": os.path.join(config["state"], "ansible"),
@@ -285,10 +428,11 @@ def apply(config: dict) -> Outcome:
         "ANSIBLE_PYTHON_INTERPRETER": "auto_silent",
         "PYTHONUNBUFFERED": "1",
     }
+    os.makedirs(os.path.join(config["state"], "told"), mode=0o700, exist_ok=True)
     outcome = Outcome()
     try:
         process = subprocess.Popen(  # pylint: disable=consider-using-with
-            run_command(config),
+            run_command(config, answering(config)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             # To the journal at once: mixed with what is read, it would come in the middle of lines.
@@ -348,21 +492,53 @@ def load_state(config: dict) -> dict[str, str]:
     return state
 
 
-def save(config: dict, name: str, content: dict) -> None:
+def save(config: dict, name: str, content: object) -> None:
     """Write a file of the state, whole and synced, for root alone."""
     path = os.path.join(config["state"], name)
     temporary = f"{path}.{secrets.token_hex(4)}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-        json.dump(content, handle)
+    with os.fdopen(descriptor, "wb") as handle:
+        handle.write(json.dumps(content).encode("utf-8"))
         handle.flush()
         os.fsync(descriptor)
     os.replace(temporary, path)
-    directory = os.open(config["state"], os.O_RDONLY | os.O_DIRECTORY)
+    sync_directory(config["state"])
+
+
+def load(config: dict, name: str) -> object:
+    """Return what a file of the state holds that only tells, and None where it does not."""
+    try:
+        with open(os.path.join(config["state"], name), encoding="utf-8") as handle:
+            return json.load(handle)
+    except (OSError, ValueError):
+        return None
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory last."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def tidy_state(config: dict) -> None:
+    """Remove what a run that was cut has left. What counts has another name, and is whole."""
+    for name in os.listdir(config["state"]):
+        path = os.path.join(config["state"], name)
+        if _TEMPORARY.fullmatch(name):
+            os.unlink(path)
+        elif name in ("fresh.git", "damaged.git", "mqtt"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def begin(config: dict, report: dict) -> None:
+    """Note that a run is under way, and say in its report whether the one before came to no end."""
+    before = load(config, "running.json")
+    if isinstance(before, dict):
+        report["interrupted"] = {"time": str(before.get("time", "")), "commit": str(before.get("commit", ""))}
+    save(config, "running.json", {"time": report["time"], "commit": ""})
 
 
 # --- one pull ---------------------------------------------------------------------------------------------------------
@@ -376,6 +552,7 @@ def choose(config: dict, repository: Repository, state: dict[str, str], report: 
         repository.check_order(offered, state["accepted"])
     except Refused as error:
         note(report, "refused", str(error))
+        repository.discard(state["accepted"])
     except Unreachable as error:
         note(report, "unreachable", str(error))
     else:
@@ -398,11 +575,14 @@ def choose(config: dict, repository: Repository, state: dict[str, str], report: 
 
 def pull(config: dict) -> dict:
     """Fetch, verify and apply, and return the report."""
-    report = {"format": REPORT_FORMAT, "host": config["name"], "result": "ok", "cause": "", "commit": "", "offered": ""}
+    report = {"format": REPORT_FORMAT, "host": config["name"], "time": show_time(time.time())}
+    report |= {"result": "ok", "cause": "", "offered": "", "commit": "", "commit_time": "", "signer": "", "applied": ""}
+    report |= {"counts": {}, "changed_tasks": []}
     began = time.monotonic()
-    report["time"] = show_time(time.time())
     try:
         check_private_directory(config["state"])
+        begin(config, report)
+        tidy_state(config)
         state = load_state(config)
         report["applied"] = state["applied"]
         repository = Repository(config)
@@ -410,19 +590,71 @@ def pull(config: dict) -> dict:
         if commit:
             repository.keep(commit)
             report["commit"], report["commit_time"] = commit, repository.moment(commit)
-            outcome = apply(config)
-            report["counts"] = outcome.counts
+            save(config, "running.json", {"time": report["time"], "commit": commit})
+            outcome = run(config, repository)
+            outcome.tell(report)
             note(report, "changed" if outcome.counts["changed"] else "ok", "")
             if state["applied"] != commit:
                 state["applied"] = report["applied"] = commit
                 save(config, "state.json", state)
+            if config["claim"]:
+                # The certificate is in force by now.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(config["claim"])
     except Failed as error:
         note(report, "failed", str(error.args[0]))
         if len(error.args) > 1:
-            report["counts"] = error.args[1].counts
+            error.args[1].tell(report)
+    except OSError as error:
+        # Such as a disk that is full.
+        note(report, "failed", f"{error.filename or config['state']}: {error.strerror or error}")
     report["seconds"] = round(time.monotonic() - began, 1)
     report["versions"] = versions(config)
+    report.update(told(config))
     return report
+
+
+def run(config: dict, repository: Repository) -> Outcome:
+    """Apply what was verified. Raises Failed, and lets the next run fetch all anew where it cannot be checked out."""
+    try:
+        return apply(config)
+    except Failed as error:
+        outcome = error.args[1]
+        if not outcome.counts and not outcome.failed_task and repository.is_damaged():
+            os.rename(repository.path, os.path.join(config["state"], "damaged.git"))
+            raise Failed(f"{repository.path} is damaged; the next run fetches all anew", outcome) from None
+        raise
+
+
+def told(config: dict) -> dict:
+    """Return what the last run that came so far told of the host, each with its time: certificate, versions, audit.
+
+    Of the report of the audit the numbers and the names of rules, and no evidence.
+    """
+    found: dict[str, object] = {}
+    host = load(config, "told/host.json")
+    if not isinstance(host, dict):
+        return found
+    found["broker"] = {name: str(host.get(name) or "") for name in ("time", "version", "certificate_ends")}
+    if host.get("audit") is not True:
+        return found
+    try:
+        document = load(config, "told/audit.json")
+        one, counts = document["hosts"][0], document["summary"]
+        still_open = [finding for finding in one["findings"] if not finding["waived"]]
+        broken = [finding["id"] for finding in still_open if finding["observed"]]
+        found["audit"] = {
+            "time": str(document["run"]["finished"]),
+            "state": str(one["state"]),
+            "grade": str(one["grade"] or ""),
+            "findings": {str(severity): int(number) for severity, number in counts["findings"].items()},
+            "not_observed": int(counts["not_observed"]),
+            "waived": int(counts["waived"]),
+            "rules": [rule for rule in broken if _RULE.fullmatch(rule)],
+        }
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        pass
+    return found
 
 
 def note(report: dict, result: str, cause: str) -> None:
@@ -461,25 +693,31 @@ def version_of(command: list[str]) -> tuple[int, ...]:
 
 
 def deliver(config: dict, report: dict) -> str:
-    """Send the report, and the last one that could not be sent before it; return why not, or ''.
+    """Send the report, after those that could not be sent before it; return why not, or ''.
 
-    A report that cannot be sent fails nothing: it is kept, one of them, and sent by the next run.
+    A report that cannot be sent fails nothing: it is kept, UNSENT_LIMIT of them, and sent by the next run. It is kept
+    before it is tried, so that a cut loses none; then one may come twice, with the same host and time.
     """
-    save(config, "report.json", report)
+    waiting = load(config, "unsent.json")
+    waiting = [*(waiting if isinstance(waiting, list) else []), report][-UNSENT_LIMIT:]
+    try:
+        save(config, "report.json", report)
+        if config["report_url"]:
+            save(config, "unsent.json", waiting)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(config["state"], "running.json"))
+    except OSError as error:
+        # The more it is to be sent.
+        tell(f"the report could not be kept: {error}\n")
     if not config["report_url"]:
         return ""
-    unsent = os.path.join(config["state"], "unsent.json")
-    waiting = []
-    with contextlib.suppress(OSError, ValueError), open(unsent, encoding="utf-8") as handle:
-        waiting.append(json.load(handle))
     try:
-        for one in (*waiting, report):
+        for one in waiting:
             send(config, json.dumps(one).encode())
     except (OSError, ValueError, subprocess.TimeoutExpired, Failed) as error:
-        save(config, "unsent.json", report)
         return f"the report could not be sent to {show_url(config['report_url'])}: {error}"
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(unsent)
+        os.unlink(os.path.join(config["state"], "unsent.json"))
     return ""
 
 
@@ -520,8 +758,8 @@ def _publish(config: dict, url: urllib.parse.SplitResult, secret: str, body: byt
         # Not among the arguments, which everybody on the host can read.
         if secret:
             descriptor = os.open(os.path.join(folder, "mosquitto_pub"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-                handle.write(f"-P {secret}\n")
+            with os.fdopen(descriptor, "wb") as handle:
+                handle.write(f"-P {secret}\n".encode())
         trust = ["--cafile", config["report_ca"]] if config["report_ca"] else ["--tls-use-os-certs"]
         user = ["-u", config["report_username"]] if config["report_username"] else []
         where = ["-h", url.hostname, "-p", str(url.port or 8883), "-t", url.path.strip("/")]

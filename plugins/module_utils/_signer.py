@@ -3,7 +3,8 @@
 """A signing service: certificates of an authority for hosts that prove who they are, over HTTPS.
 
 A host shows its present certificate (mutual TLS), or for the first one the secret of an invitation, which is for one
-host, good once, ends, and is kept as a hash. Either way it gets a certificate for exactly the names that the
+host, good once, ends, and is kept as a hash. An answer can be lost on its way: whoever was the first to use it, and
+shows the same claim, may ask again until it ends. Either way a host gets a certificate for exactly the names that the
 configuration gives it, and for nobody else's. Standard library, and the cryptography library for the authority.
 
 ``serve CONFIG`` is the service, ``invite CONFIG HOST DURATION`` prints the secret of a new invitation.
@@ -36,7 +37,12 @@ from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import (
     make_request,
 )
 from ansible_collections.edgesec.nanomq.plugins.module_utils._duration import parse_duration
-from ansible_collections.edgesec.nanomq.plugins.module_utils._files import FileProblem, read_regular, write_atomic
+from ansible_collections.edgesec.nanomq.plugins.module_utils._files import (
+    FileProblem,
+    fsync_dir,
+    read_regular,
+    write_atomic,
+)
 
 #: Bytes of a request, and seconds that a connection may take from its first byte to its last.
 BODY_LIMIT, CONNECTION_LIMIT = 16 * 1024, 20
@@ -89,40 +95,73 @@ class Invitations:
 
     def make(self, host: str, valid_for: int) -> str:
         """Return the secret of a new invitation, which takes the place of an open one."""
-        owner = os.stat(self.directory)
         secret = secrets.token_urlsafe(32)
-        content = {"hash": hashlib.sha256(secret.encode()).hexdigest(), "expires": int(time.time()) + valid_for}
-        write_atomic(self._path(host), json.dumps(content).encode(), mode=0o600, uid=owner.st_uid, gid=owner.st_gid)
+        self._write(host, {"hash": _hash(secret), "expires": int(time.time()) + valid_for})
         return secret
 
-    def check(self, host: str, secret: str) -> None:
-        """Raise Denied unless the secret is that of the host's open invitation."""
+    def check(self, host: str, secret: str, claim: str) -> set[int]:
+        """Return the serial numbers it was good for so far. Raises Denied unless it is open to who shows these."""
         refused = Denied(401, "no open invitation for this host with that secret")
         try:
-            content = json.loads(read_regular(self._path(host), private=True))
+            content = self._read(host)
         except FileNotFoundError:
             raise refused from None
-        found = hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
-        if not hmac.compare_digest(found, content["hash"]):
+        if not hmac.compare_digest(_hash(secret), content["hash"]) or not _may_claim(content, claim):
             raise refused
         if time.time() >= content["expires"]:
             raise Denied(401, "the invitation has ended: ask for another one")
+        return {int(serial, 16) for serial in content.get("serials", [])}
 
-    def use(self, host: str) -> None:
+    def use(self, host: str, claim: str) -> None:
         """Take the invitation: of two who come at once one is too late. Raises Denied."""
+        late = Denied(401, "the invitation was used meanwhile")
         try:
-            os.unlink(self._path(host))
+            content = self._read(host)
+            if not _may_claim(content, claim):
+                raise late
+            if claim:
+                self._write(host, {"serials": [], **content, "claim": _hash(claim)})
+            else:
+                self._remove(host)
         except FileNotFoundError:
-            raise Denied(401, "the invitation was used meanwhile") from None
-        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            raise late from None
+
+    def note(self, host: str, serial: int) -> None:
+        """Note a certificate that was made for it, where it may be asked for again: revoked, it ends that."""
+        with contextlib.suppress(FileNotFoundError):
+            content = self._read(host)
+            self._write(host, {**content, "serials": [*content["serials"], f"{serial:x}"]})
+
+    def close(self, host: str) -> None:
+        """Nobody needs one that was used when the host shows a certificate."""
+        with contextlib.suppress(FileNotFoundError):
+            if "claim" in self._read(host):
+                self._remove(host)
+
+    def _read(self, host: str) -> dict:
+        return json.loads(read_regular(self._path(host), private=True))
+
+    def _write(self, host: str, content: dict) -> None:
+        owner = os.stat(self.directory)
+        data = json.dumps(content).encode()
+        write_atomic(self._path(host), data, mode=0o600, uid=owner.st_uid, gid=owner.st_gid)
+
+    def _remove(self, host: str) -> None:
+        os.unlink(self._path(host))
+        fsync_dir(self.directory)
 
     def _path(self, host: str) -> str:
         # A host's name is anything; its hash is a file name.
         return os.path.join(self.directory, hashlib.sha256(host.encode()).hexdigest()[:32] + ".json")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _may_claim(content: dict, claim: str) -> bool:
+    """Whether an invitation is nobody's yet, or of who shows this claim."""
+    return "claim" not in content or (claim != "" and hmac.compare_digest(_hash(claim), content["claim"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +173,7 @@ class Call:
     request: str
     secret: str
     peer: x509.Certificate | None
+    claim: str = ""
 
 
 class Signer:
@@ -176,8 +216,13 @@ class Signer:
             if not self._signed.allows(call.host):
                 raise Denied(429, "this host had as many certificates today as it may have")
             if call.peer is None:
-                self.invitations.use(call.host)
+                self.invitations.use(call.host, call.claim)
+            else:
+                self.invitations.close(call.host)
             certificate = _authority.sign(authority, self.passphrase(), call.request, request)
+            if call.peer is None and call.claim:
+                # Before the answer goes out: what was given can be revoked.
+                self.invitations.note(call.host, certificate.serial)
         return _authority.show([certificate, *authority.chain])
 
     def _prove(self, call: Call, authority: _authority.Authority) -> _authority.Request:
@@ -194,7 +239,9 @@ class Signer:
         elif call.secret:
             if request is None:
                 raise Denied(401, "no open invitation for this host with that secret")
-            self.invitations.check(call.host, call.secret)
+            given = self.invitations.check(call.host, call.secret, call.claim)
+            if given and given & revoked(authority):
+                raise Denied(403, "the certificate that this invitation was good for is revoked")
         else:
             raise Denied(401, "no proof: show the present certificate, or the secret of an invitation")
         return request
@@ -296,15 +343,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Denied(408, "the request did not come in time")
         try:
             content = json.loads(body)
-            host, request = content["host"], content["request"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            host = request = None
-        if not isinstance(host, str) or not isinstance(request, str):
-            raise Denied(400, "a request is a JSON object with host and request")
+            host, request, claim = content["host"], content["request"], content.get("claim", "")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            host = request = claim = None
+        if not all(isinstance(one, str) for one in (host, request, claim)):
+            raise Denied(400, "a request is a JSON object with host, request and, if it likes, a claim")
         kind, _blank, secret = self.headers.get("Authorization", "").partition(" ")
         shown = self.connection.getpeercert(binary_form=True)
         peer = x509.parse_certificate(shown) if shown else None
-        return Call(address, host, request, secret.strip() if kind == "Bearer" else "", peer)
+        return Call(address, host, request, secret.strip() if kind == "Bearer" else "", peer, claim)
 
     def _send(self, status: int, content: dict) -> None:
         body = json.dumps(content).encode()

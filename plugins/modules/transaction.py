@@ -347,13 +347,15 @@ def declared(module: AnsibleModule) -> Plan:
     wanted = entries(module)
     conf = _generations.conf_of(wanted, params["validators"])
     checks = {"validators": params["validators"], "probes": params["probes"]}
+    # Whom the host reaches is of this moment, and no promise of the set: who goes back to it is not asked for it.
+    lasting = [probe for probe in params["probes"] if probe["type"] != "reachable"]
     needs = _generations.needs(wanted, params["validators"] + params["probes"], conf)
     return Plan(
         entries=wanted,
         services=[wanted_service(item) for item in params["services"]],
         credentials={**params["credentials"], "mqtt_username": params["mqtt_username"]},
         shown={item["dest"]: item["diff"] for item in params["files"]},
-        memo={"run": params["run"], "needs": needs, **checks},
+        memo={"run": params["run"], "needs": needs, "validators": params["validators"], "probes": lasting},
         confirm_within=params["confirm_within"],
         keep=params["keep"],
         **checks,

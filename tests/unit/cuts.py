@@ -8,6 +8,7 @@ import contextlib
 import errno
 import io
 import os
+import subprocess
 
 #: Everything by which a file system is changed; and ``write``, to a file that os.fdopen opened.
 STEPS = (
@@ -26,9 +27,15 @@ STEPS = (
 )
 
 
+_Popen, _run = subprocess.Popen, subprocess.run
+
+
 @contextlib.contextmanager
-def interposed(monkeypatch, before):
-    """Within, ``before(name, arguments)`` is called before each step on the file system."""
+def interposed(monkeypatch, before, *, processes=False):
+    """Within, ``before(name, arguments)`` is called before each step on the file system.
+
+    With ``processes`` also before a program is started, and before the answer of one is taken that has ended.
+    """
 
     class File(io.FileIO):
         def write(self, data):
@@ -50,6 +57,19 @@ def interposed(monkeypatch, before):
 
             patch.setattr(os, name, step)
         patch.setattr(os, "fdopen", opened)
+
+        def start(command, **options):
+            before("process", (command, options))
+            return _Popen(command, **options)
+
+        def run(command, **options):
+            done = _run(command, **options)
+            before("processed", (command, options))
+            return done
+
+        if processes:
+            patch.setattr(subprocess, "Popen", start)
+            patch.setattr(subprocess, "run", run)
         yield
 
 
@@ -58,9 +78,15 @@ def tear(name, arguments):
     if name == "write":
         descriptor, data = arguments
         os.write(descriptor, data[: len(data) // 2])
+    elif name == "process" and "git" in arguments[0]:
+        # It dies at the first file of which it wants to write more than that: a reference, a pack.
+        command, options = arguments
+        kept = {key: value for key, value in options.items() if key in ("cwd", "env")}
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        _Popen(["prlimit", "--fsize=20", *command], **kept, **quiet).wait()
 
 
-def run_cut(monkeypatch, limit, action):
+def run_cut(monkeypatch, limit, action, *, processes=False):
     """Run ``action`` in a child that dies, as by kill -9, at its step number ``limit``; say whether it died."""
     child = os.fork()
     if child == 0:
@@ -70,12 +96,15 @@ def run_cut(monkeypatch, limit, action):
 
             def die(name, arguments):
                 nonlocal count
+                if processes and name == "open" and not arguments[1] & os.O_CREAT:
+                    # With programs there are many; and what is on the disk is what the next step finds there.
+                    return
                 if count == limit:
                     tear(name, arguments)
                     os._exit(9)
                 count += 1
 
-            with interposed(monkeypatch, die):
+            with interposed(monkeypatch, die, processes=processes):
                 action()
             code = 0
         finally:

@@ -19,6 +19,17 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 PROJECT = pathlib.Path(__file__).resolve().parents[3]
 CLIENT = "/usr/local/lib/edgesec-nanomq/enrol.py"
 
+#: Whatever a device can be given that is secret, used by it or not.
+SECRETS = {
+    "nanomq_broker_users": {"sensor": "a-password-from-the-vault"},
+    "nanomq_broker_http_password": "http-password-from-the-vault",
+    "nanomq_pki_signer_secret": "signer-secret-from-the-vault",
+    "nanomq_pki_given_key": "given-key-from-the-vault",
+    "nanomq_pki_authority_passphrase": "authority-passphrase-from-the-vault",
+    "nanomq_pki_jwt_passphrase": "jwt-passphrase-from-the-vault",
+    "nanomq_audit_jwt_passphrase": "audit-passphrase-from-the-vault",
+}
+
 
 class FleetRepository:
     """Beside the inventory of the scenario, in ``place``: keys, and a work tree in ``repository``."""
@@ -73,9 +84,15 @@ def make(place: pathlib.Path, trusted: str) -> None:
     (place / "ca.pem").write_text(trusted)
     (place / "vault_password").write_text("the vault's password\n")
     (place / "collector_token").write_text("the-collectors-token\n")
-    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=server"
-    request += " -addext subjectAltName=DNS:server -keyout collector.key -out collector.pem"
-    subprocess.run(request.split(), cwd=place, check=True, capture_output=True)
+    server = "-subj /CN=server -addext subjectAltName=DNS:server"
+    for name, what in (
+        ("collector", server),
+        ("git_ca", "-subj /CN=Private"),
+        ("git", f"{server} -addext basicConstraints=critical,CA:FALSE -CA git_ca.pem -CAkey git_ca.key"),
+    ):
+        made = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 {what}"
+        made += f" -keyout {name}.key -out {name}.pem"
+        subprocess.run(made.split(), cwd=place, check=True, capture_output=True)
     key = rsa.generate_private_key(65537, 3072)
     private = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     (place / "jwt.key").write_bytes(key.private_bytes(*private))
@@ -103,7 +120,7 @@ def make(place: pathlib.Path, trusted: str) -> None:
         nanomq_broker_mqtt_client_certificates=True,
     )
     secret = repository.variables.with_name("vault.yml")
-    secret.write_text(yaml.safe_dump({"nanomq_broker_users": {"sensor": "a-password-from-the-vault"}}))
+    secret.write_text(yaml.safe_dump(SECRETS))
     vault = ["ansible-vault", "encrypt", "--vault-password-file", str(place / "vault_password"), str(secret)]
     subprocess.run(vault, check=True, capture_output=True)
     repository.commit("alice")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import json
 import pathlib
+import re
 import shlex
 
 import pytest
@@ -15,6 +16,7 @@ import scenario
 UNIT = "edgesec-nanomq-pull.service"
 STATE = "/var/lib/edgesec-nanomq-pull"
 INVITATION = "/etc/edgesec-nanomq/pull/invitation"
+HTTPS = "https://server:9444/fleet.git"
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +37,25 @@ def pull(device, server):
         return report
 
     return start
+
+
+@pytest.fixture(scope="session")
+def kill(device):
+    """Start what the timer starts, kill all of it as soon as something is so on the device, and see that it died."""
+
+    def start(condition: str) -> None:
+        # Bounded: a minute at most.
+        device.check_output(
+            f"systemctl start --no-block {UNIT}; for i in $(seq 6000); do {condition} && break; sleep 0.01; done; "
+            f"systemctl kill --signal=KILL {UNIT}"
+        )
+        assert scenario.eventually(lambda: "inactive" not in (state := activity(device)) and "failed" in state)
+
+    return start
+
+
+def activity(device) -> str:
+    return device.run(f"systemctl show -p ActiveState -p Result {UNIT}").stdout
 
 
 def served_serial(outsider, device) -> str:
@@ -68,16 +89,21 @@ def test_without_an_invitation_nothing_is_changed(device, server, repository, pu
     assert device.check_output("ss -ltnH; cat /etc/systemd/system/nanomq.service") == before
 
 
-def test_the_device_hardens_itself(device, server, outsider, repository, pull):
+def test_an_enrolment_that_is_killed_goes_on_the_next_time(device, server, outsider, repository, pull, kill):
+    """When the service has been asked: whether its answer came or not, the invitation is good for this device."""
     secret = invite(server, "device")
     device.check_output(f"umask 077; echo {secret} > {INVITATION}")
+    kill(f"test -e {INVITATION}.claimed")
     report = pull(expect="changed")
+    assert report["interrupted"]["commit"] == report["commit"]
     assert report["commit"] == report["offered"] == report["applied"] == repository.git("rev-parse", "HEAD")
     assert report["signer"] == "alice"
     assert report["counts"]["changed"] > 0
     assert report["versions"]["ansible"].startswith("2.")
     assert report["versions"]["collection"]
+    assert report["changed_tasks"]
     assert not device.file(INVITATION).exists, "it was good once"
+    assert not device.file(f"{INVITATION}.claimed").exists
     ports = {port: outsider.run(f"nc -z -w 2 {device.ipv4} {port}").rc == 0 for port in (1883, 8081, 8083, 8883)}
     assert ports == {1883: False, 8081: False, 8083: False, 8883: True}
     issuer = outsider.check_output(
@@ -93,14 +119,76 @@ def test_no_key_that_signs_is_on_the_device(device, repository):
     assert device.run("find / -xdev -name ca.key | grep .").rc == 1
 
 
-def test_the_second_pull_changes_nothing(device, pull):
+def test_the_second_pull_changes_nothing_and_says_how_the_host_is(device, outsider, pull):
     before = scenario.conf_digest(device)
     report = pull(expect="ok")
     assert report["counts"]["changed"] == 0
     assert scenario.conf_digest(device) == before
-    secrets = ("a-password-from-the-vault", "the-collectors-token", "the vault's password")
-    journal = device.check_output("journalctl --no-pager -o cat")
-    assert not [secret for secret in secrets if secret in journal or secret in json.dumps(report)]
+    assert "interrupted" not in report
+
+    # The broker, the end of its certificate as it is served, and the audit's own result in short.
+    version = device.check_output("dpkg-query -W -f '${Version}' nanomq")
+    assert version.startswith(report["broker"]["version"])
+    assert report["broker"]["version"]
+    served = outsider.check_output(
+        f"openssl s_client -connect {device.ipv4}:8883 </dev/null 2>/dev/null | "
+        "openssl x509 -noout -enddate -dateopt iso_8601"
+    )
+    assert served.partition("=")[2].strip() == report["broker"]["certificate_ends"].replace("T", " ")
+    document = json.loads(device.check_output(f"cat {STATE}/told/audit.json"))
+    broken = [one["id"] for one in document["hosts"][0]["findings"] if one["observed"] and not one["waived"]]
+    assert (report["audit"]["state"], report["audit"]["rules"]) == ("audited", broken)
+    assert report["audit"]["findings"] == document["summary"]["findings"]
+    assert report["audit"]["findings"]["critical"] == 0
+
+
+def test_no_secret_is_in_a_report(device, server, repository):
+    """Nor in the journals: passwords, tokens, and the private halves of keys."""
+    secrets = ["from-the-vault", "the-collectors-token", "the vault's password", "intermediate-Q7w"]
+    secrets += [(repository.place / "deploy").read_text().splitlines()[2]]
+    secrets += device.check_output("cat /etc/nanomq/pki/server/current/key.pem").splitlines()[1:2]
+    told = server.check_output("cat /root/reports.jsonl")
+    told += device.check_output(f"cat {STATE}/report.json {STATE}/told/*.json; journalctl --no-pager -o cat")
+    assert len(secrets) == 6
+    assert not [secret for secret in secrets if secret in told]
+
+
+def test_a_firewall_that_cuts_off_the_device_is_undone(device, server, repository, pull):
+    """Nobody is outside to confirm it: the device must still reach what it needs, or it takes the change back."""
+    rules = [f"ip saddr {server.ipv4} drop", f"ip6 saddr {server.ipv6} drop"]
+    repository.commit("alice", nanomq_firewall_extra_rules=rules)
+    repository.push(address=server.ipv4)
+    report = pull(expect="failed")
+    assert report["failed"]["task"].endswith("The table of nftables, as one transaction")
+    assert (report["failed"]["step"], report["failed"]["undone"]) == ("probe", True)
+    assert server.ipv4 not in device.check_output("nft list table inet edgesec_nanomq")
+    late = {"rule": "NMQ-NET-001", "reason": "none", "expires": "2020-01-01"}
+    repository.commit("alice", nanomq_firewall_extra_rules=["udp dport 9 drop"], nanomq_audit_waivers=[late])
+    repository.push(address=server.ipv4)
+    report = pull(expect="changed")
+    assert [task.rpartition(" : ")[2] for task in report["changed_tasks"]] == [
+        "The table of nftables, as one transaction"
+    ]
+    assert "udp dport 9 drop" in device.check_output("nft list table inet edgesec_nanomq")
+    assert "NMQ-WVR-001" in report["audit"]["rules"], "what the audit finds is in the report"
+    # Whom it reached is no part of what it goes back to.
+    kept = device.check_output("cat /var/lib/edgesec-nanomq/firewall/generations/*/manifest.json")
+    assert '"nft_table"' in kept
+    assert '"reachable"' not in kept
+
+
+def test_a_run_that_is_killed_is_finished_by_the_next(device, server, repository, pull, kill):
+    """In the middle of a transaction. Nothing older is run, nothing of it stays. From here on without the audit."""
+    newer = repository.commit("alice", nanomq_broker_log_level="info", nanomq_pull_audit=False)
+    repository.push(address=server.ipv4)
+    kill("test -e /var/lib/edgesec-nanomq/broker/record.json")
+    assert json.loads(device.check_output(f"cat {STATE}/state.json"))["accepted"] == newer
+    report = pull(expect="changed")
+    assert report["interrupted"]["commit"] == report["commit"] == report["applied"] == newer
+    assert "audit" not in report
+    assert re.search('level *= *"?info', device.check_output("cat /etc/nanomq/nanomq.conf"))
+    left = device.check_output(f"ls -A {STATE}").split()
+    assert not [name for name in left if name.startswith(("fresh", "damaged", "running", "unsent")) or ".json." in name]
 
 
 @pytest.mark.parametrize(("signer", "words"), [("", "is not signed"), ("mallory", "not signed by one of")])
@@ -326,9 +414,8 @@ def test_the_repository_says_who_may_sign_next(device, server, repository, pull)
     repository.commit(
         "alice",
         nanomq_pull_signers=people,
-        nanomq_pull_remote=config["remote"],
-        nanomq_pull_ssh_key_path=config["ssh_key"],
-        nanomq_pull_ssh_known_hosts=text("known_hosts"),
+        nanomq_pull_remote=HTTPS,
+        nanomq_pull_remote_ca=(repository.place / "git_ca.pem").read_text(),
         nanomq_pull_vault_password_path=config["vault_password_path"],
         nanomq_pull_random_delay="20min",
         nanomq_pull_report_url=config["report_url"],
@@ -343,6 +430,25 @@ def test_the_repository_says_who_may_sign_next(device, server, repository, pull)
     repository.push(address=server.ipv4)
     report = pull(expect="ok")
     assert (report["signer"], report["commit"]) == ("mallory", repository.git("rev-parse", "HEAD"))
+
+
+def test_a_remote_by_https_with_a_private_ca(device, server, repository, pull):
+    """Which the device was moved to by the last commit. Who answers there with another certificate is not asked."""
+    config = json.loads(device.check_output("cat /etc/edgesec-nanomq/pull/config.json"))
+    assert config["remote"] == HTTPS
+    serve = (
+        "systemctl stop git-https; systemd-run --unit=git-https --uid=fleet --property=Restart=always "
+        "python3 /srv/https/git_https.py /srv/https/{0}.pem /srv/https/{0}.key; "
+        "for i in $(seq 50); do ss -ltnH | grep -q :9444 && break; sleep 0.1; done"
+    )
+    accepted = repository.git("rev-parse", "HEAD")
+    repository.commit("mallory", nanomq_broker_log_level="warn")
+    repository.push(address=server.ipv4)
+    server.check_output(serve.format("collector"))
+    report = pull(expect="unreachable")
+    assert "nanomq_pull_remote_ca" in report["cause"]
+    assert (report["offered"], report["commit"]) == ("", accepted)
+    server.check_output(serve.format("git"))
 
 
 def test_an_end_of_pulling(device):

@@ -810,6 +810,17 @@ def test_a_try_that_goes_wrong_is_not_taken_for_a_closed_port(monkeypatch):
     assert "no user" in probes.probe_unreachable(user="no-such-user", port=1, addresses=["x"], credentials={})[0]
 
 
+def test_whom_the_host_needs_must_take_a_new_connection():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+    ):
+        targets = [f"localhost:{listener.getsockname()[1]}", f"[::1]:{six.getsockname()[1]}"]
+        assert probes.probe_reachable(targets=targets, credentials={}) == []
+    failing = probes.probe_reachable(targets=[*targets, "no-such-host.invalid:443"], credentials={})
+    assert failing == [f"no new connection to {one} from this host" for one in (*targets, "no-such-host.invalid:443")]
+
+
 RULES = "table inet edgesec_test {\n  chain in {\n    tcp dport 8081 drop\n  }\n}\n"
 
 

@@ -4,98 +4,22 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
 import http.server
 import json
 import os
-import pathlib
+import socket
+import ssl
 import subprocess
 import threading
 
 import pytest
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _pull
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy, _pull
+from ansible_collections.edgesec.nanomq.plugins.plugin_utils import report
 from hypothesis import given
 from hypothesis import strategies as st
-
-RECAP = "PLAY RECAP ****\nbox : ok=3    changed={changed}    unreachable=0    failed=0    skipped=0\n"
-
-
-def git(tree: pathlib.Path, *arguments: str) -> str:
-    who = {f"GIT_{role}_{what}": "a@example.com" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    command = ["git", "-c", "gpg.format=ssh", *arguments]
-    environment = os.environ | who | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
-    done = subprocess.run(command, cwd=tree, env=environment, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-class Place:
-    """A remote, two people who sign, and a host."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self.path, self.tree, self.state = path, path / "tree", path / "state"
-        self.tree.mkdir()
-        self.state.mkdir(mode=0o700)
-        git(self.tree, "init", "--quiet", "--initial-branch=main")
-        for name in ("alice", "mallory"):
-            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(path / name)]
-            subprocess.run(command, check=True)
-        self.allow("alice")
-        self.runs("", changed=0)
-        self.config = {
-            "remote": f"file://{self.tree}",
-            "branch": "main",
-            "at_least": "",
-            "playbook": "site.yml",
-            "inventory": "inventory",
-            "name": "box",
-            "signers": str(path / "allowed_signers"),
-            "remote_ca": "",
-            "ssh_key": "",
-            "known_hosts": "",
-            "size_limit": 2**20,
-            "fetch_timeout": 20,
-            "run_timeout": 20,
-            "ansible_pull": str(path / "ansible-pull"),
-            "vault_password_path": "",
-            "state": str(self.state),
-            "report_url": "",
-            "report_ca": "",
-            "report_secret_path": "",
-            "report_username": "",
-        }
-
-    def allow(self, *names: str) -> None:
-        lines = [f'{name} namespaces="git" {(self.path / f"{name}.pub").read_text()}' for name in names]
-        (self.path / "allowed_signers").write_text("".join(lines))
-
-    def runs(self, says: str, *, changed: int = 0, status: int = 0, recap: bool = True) -> None:
-        """What ansible-pull does from now on. It notes the commit that it was given."""
-        program = self.path / "ansible-pull"
-        script = f"""#!/bin/sh
-[ "$1" = --version ] && echo 'ansible-pull [core 2.19.4]' && exit
-git --git-dir={self.state}/repository.git rev-parse verified >> {self.path}/applied
-cat <<'END'
-{says}
-{RECAP.format(changed=changed) if recap else ""}
-END
-exit {status}
-"""
-        program.write_text(script)
-        program.chmod(0o755)
-
-    def commit(self, signer: str, **files: str) -> str:
-        for name, text in files.items():
-            (self.tree / name).write_text(text)
-        git(self.tree, "add", "--all")
-        sign = ["-c", f"user.signingKey={self.path / signer}"] if signer else []
-        git(self.tree, *sign, "commit", "--quiet", "--allow-empty", "-m", "x", "-S" if signer else "--no-gpg-sign")
-        return git(self.tree, "rev-parse", "HEAD")
-
-    def pull(self) -> dict:
-        return _pull.pull(self.config)
-
-    def applied(self) -> list[str]:
-        path = self.path / "applied"
-        return path.read_text().split() if path.exists() else []
+from pulling import Collector, Files, Place, git
 
 
 @pytest.fixture
@@ -237,6 +161,53 @@ class TestOffers:
         assert "must be a directory of root's" in place.pull()["cause"]
 
 
+class TestHttps:
+    """A remote by HTTPS, served as files; git's own backend is what the scenario has."""
+
+    @pytest.fixture(autouse=True)
+    def served(self, place):
+        for name in ("one", "two"):
+            request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+            request += f" -addext subjectAltName=DNS:localhost -keyout {name}.key -out {name}.pem"
+            subprocess.run(request.split(), cwd=place.path, check=True, capture_output=True)
+        handler = functools.partial(Files, directory=str(place.tree / ".git"))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(place.path / "one.pem", place.path / "one.key")
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        place.config["remote"] = f"https://localhost:{server.server_port}/"
+        self.commit = place.commit("alice")
+        git(place.tree, "update-server-info")
+        yield
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+    def test_the_ca_that_the_host_is_told(self, place):
+        place.config["remote_ca"] = str(place.path / "one.pem")
+        assert place.pull()["commit"] == self.commit
+
+    @pytest.mark.parametrize(
+        ("ca", "words"), [("two.pem", "none of the CAs in nanomq_pull_remote_ca"), ("", "by no CA of")]
+    )
+    def test_another_one(self, place, ca, words):
+        place.config["remote_ca"] = str(place.path / ca) if ca else ""
+        report = place.pull()
+        assert (report["result"], report["commit"]) == ("unreachable", "")
+        assert "certificate" in report["cause"]
+        assert words in report["cause"]
+        assert place.applied() == []
+
+    def test_another_name(self, place):
+        place.config["remote_ca"] = str(place.path / "one.pem")
+        place.config["remote"] = place.config["remote"].replace("localhost", "127.0.0.1")
+        report = place.pull()
+        assert report["result"] == "unreachable"
+        assert "or for another name" in report["cause"]
+
+
 class TestRuns:
     def test_a_task_that_fails_is_named_without_its_message(self, place):
         place.commit("alice")
@@ -246,6 +217,51 @@ class TestRuns:
         assert "'Put it there'" in report["cause"]
         assert "secret-word" not in json.dumps(report)
         assert report["applied"] == ""
+
+    def test_what_a_transaction_undid(self, place):
+        place.commit("alice")
+        failure = {"msg": "secret-word", "step": "probe", "undone": True, "journal": "secret-word"}
+        place.runs(f"TASK [The table] **\nfatal: [box]: FAILED! => {json.dumps(failure)}", status=2)
+        report = place.pull()
+        assert report["failed"] == {"task": "The table", "step": "probe", "undone": True}
+        assert report["cause"].startswith("the task 'The table' failed at probe, and was undone")
+        assert "secret-word" not in json.dumps(report)
+
+    @pytest.mark.parametrize(
+        "text", ['{"step": "secret-word", "undone": "secret-word"}', "[]", "{", "[" * 100_000, "null"]
+    )
+    def test_of_what_a_module_says_known_words_are_taken_alone(self, text):
+        outcome = _pull.Outcome()
+        outcome.read("TASK [x] **")
+        outcome.read(f"fatal: [box]: FAILED! => {text}")
+        report = {}
+        outcome.tell(report)
+        assert report["failed"] == {"task": "x", "step": "", "undone": False}
+
+    def test_what_was_changed_is_named(self):
+        outcome = _pull.Outcome()
+        for number in range(2 * _pull.TASKS_LIMIT):
+            for line in (f"TASK [task {number}] **", "changed: [box]", "changed: [box]", "ok: [box]"):
+                outcome.read(line)
+        assert outcome.changed_tasks == [f"task {number}" for number in range(_pull.TASKS_LIMIT)]
+
+    def test_whom_it_needs_is_tried_before(self, place):
+        """And is told to the run, so that a change of the firewall that cuts it off is undone."""
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+        ):
+            port, other = server.getsockname()[1], six.getsockname()[1]
+            place.config["report_url"] = f"https://localhost:{port}/x"
+            place.config["signer_url"] = f"https://[::1]:{other}"
+            place.config["remote"] = f"ssh://a@127.0.0.1:{port}/x"
+            expected = [f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{other}"]
+            assert _pull.answering(place.config) == expected
+            variables = json.loads(_pull.run_command(place.config, expected)[-2])
+            assert variables["__nanomq_pull_needed"] == expected
+        assert _pull.answering(place.config) == [], "one that is away is not asked for"
+        place.config.update(remote="https://no-such-host.invalid/x", report_url="https://a:99999/", signer_url="")
+        assert _pull.answering(place.config) == []
 
     def test_a_playbook_for_nobody(self, place):
         place.commit("alice")
@@ -294,18 +310,60 @@ class TestRuns:
             assert word in text
 
 
-class Collector(http.server.BaseHTTPRequestHandler):
-    status, seen = 204, []
+class TestWhatIsToldOfTheHost:
+    """What the run has left, the audit's own report among it; and what is in the way of that."""
 
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        type(self).seen.append((self.headers.get("Authorization"), json.loads(body)))
-        self.send_response(type(self).status)
-        self.send_header("Location", "/elsewhere")
-        self.end_headers()
+    RESULT = {
+        "findings": [
+            {"id": "NMQ-NET-001", "observed": True, "evidence": ["secret-word"]},
+            {"id": "NMQ-TLS-001", "observed": False, "evidence": ["secret-word"]},
+        ],
+        "passed": sorted(set(_policy.RULES) - {"NMQ-NET-001", "NMQ-TLS-001"}),
+        "observation": {"version": "0.25.6"},
+    }
 
-    def log_message(self, format, *args):
-        pass
+    def leave(self, place, document, **host):
+        folder = place.state / "told"
+        folder.mkdir(exist_ok=True)
+        told = {"time": "2030-01-01T00:00:00Z", "version": "0.25.6", "certificate_ends": "2030-02-01T00:00:00Z"}
+        (folder / "host.json").write_text(json.dumps({**told, "audit": True, **host}))
+        (folder / "audit.json").write_text(document if isinstance(document, str) else report.render(document))
+
+    def document(self, results):
+        return report.build(results, {}, datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC))
+
+    def test_the_audit_in_short(self, place):
+        self.leave(place, self.document({"box": self.RESULT}))
+        place.commit("alice")
+        told = place.pull()
+        assert told["broker"] == {
+            "time": "2030-01-01T00:00:00Z",
+            "version": "0.25.6",
+            "certificate_ends": "2030-02-01T00:00:00Z",
+        }
+        severity = _policy.RULES["NMQ-NET-001"].severity
+        expected = dict.fromkeys(reversed(_policy.SEVERITIES), 0) | {severity: 1}
+        assert told["audit"]["findings"] == expected
+        assert (told["audit"]["rules"], told["audit"]["not_observed"]) == (["NMQ-NET-001"], 1)
+        assert (told["audit"]["state"], told["audit"]["time"]) == ("audited", "2030-01-01T00:00:00Z")
+        assert "secret-word" not in json.dumps(told)
+
+    def test_a_host_that_could_not_be_audited(self, place):
+        self.leave(place, self.document({"box": {"failed": True, "msg": "secret-word"}}))
+        told = _pull.told(place.config)
+        assert (told["audit"]["state"], told["audit"]["rules"]) == ("not_audited", [])
+        assert "secret-word" not in json.dumps(told)
+
+    def test_an_audit_that_is_no_longer_wanted_is_not_told(self, place):
+        self.leave(place, self.document({"box": self.RESULT}), audit=False)
+        assert set(_pull.told(place.config)) == {"broker"}
+
+    @pytest.mark.parametrize("document", ["", "{", "[]", "null", '{"hosts": []}', '{"hosts": [1], "summary": 1}'])
+    def test_rubbish(self, place, document):
+        self.leave(place, document)
+        assert set(_pull.told(place.config)) == {"broker"}
+        (place.state / "told/host.json").write_text(document)
+        assert "audit" not in _pull.told(place.config)
 
 
 class TestReports:
@@ -336,6 +394,23 @@ class TestReports:
         assert [body["n"] for _token, body in collector.seen] == [1, 2]
         assert collector.seen[0][0] == "Bearer word"
         assert not (place.state / "unsent.json").exists()
+
+    def test_those_that_are_kept_are_bounded(self, place, collector):
+        collector.status = 503
+        for number in range(2 * _pull.UNSENT_LIMIT):
+            _pull.deliver(place.config, {"n": number})
+        collector.seen.clear()
+        collector.status = 204
+        assert _pull.deliver(place.config, {"n": 100}) == ""
+        assert [body["n"] for _token, body in collector.seen] == [*range(11, 20), 100]
+
+    def test_a_disk_that_is_full_keeps_no_report_from_being_sent(self, place, collector, monkeypatch):
+        def full(*arguments):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(_pull, "save", full)
+        assert _pull.deliver(place.config, {"n": 1}) == ""
+        assert [body["n"] for _token, body in collector.seen] == [1]
 
     def test_a_redirection_is_not_followed(self, place, collector):
         collector.status = 307

@@ -9,14 +9,23 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import socket
 import ssl
 import threading
 import time
 
 import pytest
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _authority, _enrol, _revocation, _signer, _x509
+from ansible_collections.edgesec.nanomq.plugins.module_utils import (
+    _authority,
+    _enrol,
+    _pairs,
+    _revocation,
+    _signer,
+    _x509,
+)
 from ansible_collections.edgesec.nanomq.plugins.module_utils._crypto import choose_backend, make_request
+from cuts import run_cut
 
 DAY = 86400
 NAMES = ("DNS:box",)
@@ -78,12 +87,12 @@ class Place:
         (directory / "key.pem").write_bytes(self.key)
         return str(directory)
 
-    def ask(self, *, pair: str = "", secret: str = "", host: str = "box", names=NAMES) -> int:
+    def ask(self, *, pair: str = "", secret: str = "", host: str = "box", names=NAMES, claim: str = "") -> int:
         """The status of the answer."""
         try:
-            _enrol.ask({**self.client, "host": host}, request(self.key, host, names), pair, secret)
+            _enrol.ask({**self.client, "host": host}, request(self.key, host, names), pair, secret, claim)
         except _enrol.Refused as error:
-            return int(str(error).partition(":")[0])
+            return error.status
         return 200
 
 
@@ -151,21 +160,65 @@ class TestProofs:
         assert place.ask(secret=secret, names=("DNS:other",)) == 400
         assert place.ask(secret=secret) == 200
 
-    def test_of_two_at_once_one_is_too_late(self, place):
+    def test_it_belongs_to_who_was_the_first(self, place):
+        """Whose answer was lost may ask again with the claim, and nobody else."""
+        secret = place.invite()
+        assert [place.ask(secret=secret, claim="mine") for _number in range(2)] == [200, 200]
+        assert place.ask(secret=secret, claim="yours") == 401
+        assert place.ask(secret=secret) == 401
+        assert place.ask(secret="word", claim="mine") == 401
+        (path,) = (place.path / "invitations").iterdir()
+        assert "mine" not in path.read_text()
+        assert place.ask(secret=place.invite(), claim="yours") == 200, "another invitation is open to all again"
+
+    def test_one_that_was_claimed_ends_as_well(self, place):
+        secret = place.invite(valid_for=60)
+        assert place.ask(secret=secret, claim="mine") == 200
+        (path,) = (place.path / "invitations").iterdir()
+        path.write_text(json.dumps({**json.loads(path.read_text()), "expires": time.time() - 1}))
+        assert place.ask(secret=secret, claim="mine") == 401
+
+    def test_one_whose_certificate_was_revoked_is_good_for_no_other(self, place):
+        secret = place.invite()
+        chain = _enrol.ask(place.client, request(place.key), "", secret, "mine")
+        _revoke(place, _x509.load_certificates(chain.encode())[0].serial)
+        assert place.ask(secret=secret, claim="mine") == 403
+
+    def test_it_is_over_when_the_host_shows_a_certificate(self, place):
+        secret = place.invite()
+        assert place.ask(secret=secret, claim="mine") == 200
+        assert place.ask(pair=place.pair()) == 200
+        assert place.ask(secret=secret, claim="mine") == 401
+
+    @pytest.mark.parametrize("claims", [["", "", "", ""], ["a", "b", "c", "d"], ["", "a", "", "b"]])
+    def test_of_two_at_once_one_is_too_late(self, place, claims):
         signer, secret = place.server.signer, place.invite()
-        call = _signer.Call("x", "box", request(place.key), secret, None)
         results = []
 
-        def one():
+        def one(claim):
             with contextlib.suppress(_signer.Denied):
-                results.append(signer.answer(call))
+                results.append(signer.answer(_signer.Call("x", "box", request(place.key), secret, None, claim)))
 
-        threads = [threading.Thread(target=one) for _number in range(4)]
+        threads = [threading.Thread(target=one, args=[claim]) for claim in claims]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert len(results) == 1
+
+    def test_a_service_that_dies_at_any_step_signs_the_next_time(self, place, monkeypatch):
+        signer = place.server.signer
+        signer._signed = signer._calls = _signer.Limiter(10000, 60)
+        for limit in range(200):
+            secret = place.invite()
+            call = _signer.Call("x", "box", request(place.key), secret, None, "mine")
+            died = run_cut(monkeypatch, limit, lambda call=call: signer.answer(call))
+            assert place.ask(secret=secret, claim="mine") == 200
+            assert place.ask(secret=secret, claim="yours") == 401
+            if not died:
+                break
+        assert not died
+        assert limit > 10
 
     def test_no_secret_is_kept(self, place):
         secret = place.invite()
@@ -279,6 +332,20 @@ class TestOwnCertificate:
         assert 9 * DAY < (leaf.not_after - _authority.now()).total_seconds() <= 10 * DAY
 
 
+PAIR = {option: described.get("default") for option, described in _pairs.OPTIONS.items()} | {
+    "name": "server",
+    "common_name": "box",
+    "subject_alt_names": list(NAMES),
+    "usages": ["server_auth", "client_auth"],
+    "valid_for": "10d",
+    "renew_before": "2d",
+}
+
+
+def _beside(place: Place, name: str) -> pathlib.Path:
+    return place.path / name
+
+
 class TestClient:
     def secret(self, place: Place, text: str) -> pathlib.Path:
         path = pathlib.Path(place.client["secret_path"])
@@ -316,6 +383,67 @@ class TestClient:
         self.secret(place, "word").chmod(0o644)
         with pytest.raises(ValueError, match="nobody else"):
             _enrol.obtain(place.client, request(place.key))
+
+    def test_one_that_dies_at_any_step_gets_a_certificate_the_next_time(self, place, monkeypatch):
+        """From the key to the pair in force: by the same invitation, although the service has answered already."""
+        place.server.signer._signed = _signer.Limiter(10000, 60)
+        place.server.signer._calls = _signer.Limiter(10000, 60)
+        backend = choose_backend("cryptography")
+        wanted = _pairs.wanted_pair(PAIR)
+        access = _pairs.Access(os.geteuid(), os.getegid(), 0o640)
+        anchors = _x509.load_certificates(pathlib.Path(place.client["ca"]).read_bytes())
+        pairs = pathlib.Path(place.client["pair"])
+        store = _pairs.PairStore(str(pairs), wanted, access, anchors, [], backend, 5, source="command")
+
+        def enrol():
+            name, asked = store.begin()
+            chain = _enrol.obtain(place.client, asked.decode())
+            _beside(place, "answered").touch()
+            store.install(name, chain.encode())
+
+        answered = 0
+        for limit in range(500):
+            shutil.rmtree(pairs)
+            pairs.mkdir(mode=0o700)
+            for path in place.path.glob("secret*"):
+                path.unlink()
+            _beside(place, "answered").unlink(missing_ok=True)
+            self.secret(place, place.invite())
+            if not run_cut(monkeypatch, limit, enrol):
+                break
+            answered += _beside(place, "answered").exists()
+            pair, reason = store.inspect()
+            assert pair is None or not reason, "whole, or not there"
+            if pair is None:
+                enrol()
+            pair, reason = store.inspect()
+            assert pair is not None
+            assert reason == ""
+            assert not pathlib.Path(place.client["secret_path"]).exists()
+        assert answered > 5
+
+    def test_an_answer_that_is_lost(self, place, monkeypatch):
+        path = self.secret(place, place.invite())
+        ask = _enrol.ask
+
+        def lose(*arguments):
+            ask(*arguments)
+            raise ConnectionResetError("reset")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_enrol, "ask", lose)
+            with pytest.raises(ConnectionResetError):
+                _enrol.obtain(place.client, request(place.key))
+        assert path.exists()
+        assert _enrol.obtain(place.client, request(place.key))
+        assert not path.exists()
+        assert pathlib.Path(f"{path}.claimed").stat().st_mode & 0o777 == 0o600
+
+    def test_a_claim_is_for_one_invitation(self, place):
+        self.secret(place, place.invite())
+        assert _enrol.obtain(place.client, request(place.key))
+        self.secret(place, place.invite())
+        assert _enrol.obtain(place.client, request(place.key))
 
     def test_who_answers_must_be_the_service(self, place):
         _authority.create(str(place.path / "stranger"), "stranger", "ec-p256", DAY, None)
