@@ -55,12 +55,15 @@ def run_probes(
 ) -> list[str]:
     """Run all probes until all hold or the patience is over. Returns what does not hold.
 
-    settled: nothing was changed since they all held, so that what costs the broker may be asked less often.
+    settled: nothing was changed since they all held, so that what costs the broker may be asked less often, and what
+    only a change can cut off not at all.
     """
     started = time.monotonic()
     while True:
         failing = []
         for probe in probes:
+            if settled and probe["type"] == "reachable":
+                continue
             options = {key: value for key, value in probe.items() if key != "type"}
             if probe["type"] == "mqtt":
                 options["settled"] = settled

@@ -383,6 +383,13 @@ def count_logins(handler, logins):
     return counting
 
 
+def test_whom_the_host_reaches_is_asked_of_changes_alone():
+    """A collector that is away is no fault of a host on which nothing was changed."""
+    away = [{"type": "reachable", "targets": [f"127.0.0.1:{free_port()}"]}]
+    assert probes.run_probes(away, {}, patience=0, settled=True) == []
+    assert len(probes.run_probes(away, {}, patience=0)) == 1
+
+
 @pytest.mark.parametrize(("settled", "refused"), [(True, 1), (False, probes.TRIES)])
 def test_where_nothing_was_changed_the_broker_refuses_as_few_as_can_be(authority, settled, refused):
     pair, logins = authority.pair(), []
