@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import paho.mqtt.client as paho
 import pytest
 from harness import QUIET, TCP, refused
@@ -189,3 +191,66 @@ def test_a_retained_message(broker, connect):
     reader = connect("reader")
     reader.subscribe("a")
     assert reader.receives("a")
+
+
+@pytest.fixture
+def queue(broker, connect):
+    """Starts a broker, and queues three messages for a subscriber that is away."""
+
+    def queue(interval, lines=""):
+        running = broker(QUIET + TCP + f"mqtt {{ retry_interval = {interval}s }}\n{lines}")
+        away = connect("away", clean_session=False)
+        assert away.subscribe("q", 1) == 1
+        away.close()
+        # Until the broker has noticed.
+        time.sleep(0.3)
+        speaker = connect("speaker")
+        assert all(speaker.publish("q", str(number)) for number in range(3))
+        return running
+
+    return queue
+
+
+NOT_PLAYED = "the double hands over at once what was queued, and in another order"
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_the_pace_of_the_queue_is_one_message_each_retry_interval(broker, connect, queue, interval):
+    """The first after one and a half of it."""
+    if broker.kind.id == "double":
+        pytest.skip(NOT_PLAYED)
+    queue(interval)
+    away = connect("away", clean_session=False)
+    back = time.monotonic()
+    came = []
+    for number in range(1, 4):
+        assert away.spin(lambda number=number: len(away.messages) >= number, 3 * interval)
+        came.append(time.monotonic() - back)
+    assert [payload for _topic, payload in away.messages] == [b"0", b"1", b"2"]
+    assert came == pytest.approx([1.5 * interval, 2.5 * interval, 3.5 * interval], abs=0.4 * interval)
+
+
+def test_the_queue_begins_again_at_the_next_break(broker, connect, queue):
+    if broker.kind.id == "double":
+        pytest.skip(NOT_PLAYED)
+    queue(1)
+    for _attempt in range(2):
+        away = connect("away", clean_session=False)
+        assert not away.spin(lambda away=away: away.messages, 1.2)
+        away.close()
+    away = connect("away", clean_session=False)
+    assert away.spin(lambda: len(away.messages) == 3, 6)
+
+
+@pytest.mark.parametrize("sqlite", [False, True])
+def test_a_restart_loses_the_queue(broker, connect, queue, sqlite):
+    """With a section `sqlite` too, on builds with SQLite as on those without."""
+    lines = f'sqlite {{ mounted_file_path = "{broker.directory}/", flush_mem_threshold = 1 }}\n' if sqlite else ""
+    running = queue(1, lines)
+    time.sleep(1)
+    running.process.terminate()
+    running.process.wait(10)
+    broker(None, "--conf", broker.directory / "nanomq.conf")
+    away = connect("away", clean_session=False)
+    assert away.outcome == "accepted"
+    assert not away.spin(lambda: away.messages, 4)

@@ -14,7 +14,7 @@ from base64 import urlsafe_b64encode
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
-from scenario import issuer, pki, private_key
+from scenario import eventually, issuer, pki, private_key
 
 URL = "http://127.0.0.1:8081/api/v4/brokers"
 
@@ -161,6 +161,28 @@ def test_it_can_read_its_configuration_and_nobody_else_can(broker):
     for path in ("/etc/nanomq/nanomq.conf", "/etc/nanomq/pki/server/current/key.pem"):
         assert inside(broker, f"cat {path}") == 0
         assert broker.run(f"setpriv --reuid nobody --regid nogroup --clear-groups cat {path}").rc != 0
+
+
+def test_there_is_no_command_socket_and_one_by_mistake_is_out_of_reach(broker):
+    """Whoever opens it is obeyed: see tests/contract/test_command_socket.py."""
+    conf, path = "/etc/nanomq/nanomq.conf", "/tmp/nanomq_cmd.ipc"
+
+    def listens() -> bool:
+        return path in broker.check_output("ss -xlH")
+
+    assert not listens()
+    switch = "s/enable_ipc_internal = false/enable_ipc_internal = true/"
+    broker.check_output(f"cp -a {conf} {conf}.kept && sed -i '{switch}' {conf} && systemctl restart nanomq")
+    try:
+        assert eventually(listens)
+        assert not broker.file(path).exists
+        connect = f"import socket; socket.socket(socket.AF_UNIX).connect('{path}')"
+        for user, works in (("nanomq", True), ("nobody", False)):
+            command = f"setpriv --reuid {user} --regid nogroup --clear-groups python3 -c %s"
+            assert (broker.run(f"nsenter --target {pid(broker)} --mount -- {command}", connect).rc == 0) is works
+    finally:
+        broker.check_output(f"mv {conf}.kept {conf} && systemctl restart nanomq")
+        assert eventually(lambda: "127.0.0.1:8081" in broker.check_output("ss -tlnH"))
 
 
 def test_it_may_listen_on_the_declared_ports_alone(broker):
