@@ -221,6 +221,21 @@ class TestWhatWasCut:
         assert world.main() == 0
         assert "interrupted" not in world.reports()[-1]
 
+    def test_what_was_accepted_and_not_applied_outlives_one_that_is_refused(self, world, monkeypatch):
+        """There is no branch of it yet; what is thrown away is what was offered after it."""
+        world.reset()
+        with monkeypatch.context() as patch:
+            patch.setattr(_pull.Repository, "keep", lambda self, commit: os._exit(9))
+            child = os.fork()
+            if child == 0:
+                world.main()
+            os.waitpid(child, 0)
+        assert (world.accepted(), world.applied()) == (world.new, [])
+        world.offer(world.bad)
+        assert world.main() == 1
+        report = world.reports()[-1]
+        assert (report["result"], report["commit"], report["applied"]) == ("refused", world.new, world.new)
+
     def test_nothing_of_an_earlier_checkout_has_a_part(self, world):
         world.reset()
         (world.state / "checkout/inventory/group_vars").mkdir(parents=True)
