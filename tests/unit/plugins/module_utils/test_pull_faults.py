@@ -221,6 +221,21 @@ class TestWhatWasCut:
         assert world.main() == 0
         assert "interrupted" not in world.reports()[-1]
 
+    def test_a_report_that_was_being_sent_is_sent_by_the_next(self, world, monkeypatch):
+        world.reset()
+        with monkeypatch.context() as patch:
+            patch.setattr(_pull, "send", lambda config, body: os._exit(9))
+            child = os.fork()
+            if child == 0:
+                world.main()
+            os.waitpid(child, 0)
+        assert world.reports() == []
+        world.main()
+        first, second = world.reports()
+        assert (first["commit"], first["counts"]["ok"]) == (world.new, 3)
+        assert first["time"] <= second["time"]
+        assert "interrupted" not in second, "it had come to its end"
+
     def test_what_was_accepted_and_not_applied_outlives_one_that_is_refused(self, world, monkeypatch):
         """There is no branch of it yet; what is thrown away is what was offered after it."""
         world.reset()
