@@ -221,6 +221,36 @@ class TestWhatWasCut:
         assert world.main() == 0
         assert "interrupted" not in world.reports()[-1]
 
+    def test_a_report_that_was_being_sent_is_sent_by_the_next(self, world, monkeypatch):
+        world.reset()
+        with monkeypatch.context() as patch:
+            patch.setattr(_pull, "send", lambda config, body: os._exit(9))
+            child = os.fork()
+            if child == 0:
+                world.main()
+            os.waitpid(child, 0)
+        assert world.reports() == []
+        world.main()
+        first, second = world.reports()
+        assert (first["commit"], first["counts"]["ok"]) == (world.new, 3)
+        assert first["time"] <= second["time"]
+        assert "interrupted" not in second, "it had come to its end"
+
+    def test_what_was_accepted_and_not_applied_outlives_one_that_is_refused(self, world, monkeypatch):
+        """There is no branch of it yet; what is thrown away is what was offered after it."""
+        world.reset()
+        with monkeypatch.context() as patch:
+            patch.setattr(_pull.Repository, "keep", lambda self, commit: os._exit(9))
+            child = os.fork()
+            if child == 0:
+                world.main()
+            os.waitpid(child, 0)
+        assert (world.accepted(), world.applied()) == (world.new, [])
+        world.offer(world.bad)
+        assert world.main() == 1
+        report = world.reports()[-1]
+        assert (report["result"], report["commit"], report["applied"]) == ("refused", world.new, world.new)
+
     def test_nothing_of_an_earlier_checkout_has_a_part(self, world):
         world.reset()
         (world.state / "checkout/inventory/group_vars").mkdir(parents=True)
@@ -230,12 +260,14 @@ class TestWhatWasCut:
 
     def test_one_that_cannot_be_removed_is_not_run(self, world, monkeypatch):
         world.reset()
+        (world.state / "checkout/left").mkdir(parents=True)
         rmtree = shutil.rmtree
 
-        def refuse(path, *arguments, **options):
-            if str(path).endswith("/checkout"):
+        def refuse(path, ignore_errors=False):
+            if not str(path).endswith("/checkout"):
+                rmtree(path, ignore_errors=ignore_errors)
+            elif not ignore_errors:
                 raise PermissionError(1, "Operation not permitted", str(path))
-            rmtree(path, *arguments, **options)
 
         with monkeypatch.context() as patch:
             patch.setattr(_pull.shutil, "rmtree", refuse)
