@@ -240,7 +240,7 @@ class Signer:
             if request is None:
                 raise Denied(401, "no open invitation for this host with that secret")
             given = self.invitations.check(call.host, call.secret, call.claim)
-            if given and given & revoked(authority):
+            if given and given & _authority.revoked(authority):
                 raise Denied(403, "the certificate that this invitation was good for is revoked")
         else:
             raise Denied(401, "no proof: show the present certificate, or the secret of an invitation")
