@@ -172,7 +172,7 @@ BROKEN = [
     ("NMQ-ACL-009", acl(permit="deny", username="a", action="read"), ()),
     (
         "NMQ-ACL-016",
-        {"auth.deny_action": "disconnect", "bridges.mqtt.up": {"server": HUB, "forwards": []}},
+        {"auth.deny_action": "disconnect", "bridges.mqtt.up.server": HUB},
         (),
     ),
     ("NMQ-ACL-016", {"auth.deny_action": "disconnect", "webhook.url": "http://127.0.0.1:18832/"}, ()),
