@@ -62,8 +62,8 @@ def interposed(monkeypatch, before, *, processes=False):
             before("process", (command, options))
             return _Popen(command, **options)
 
-        def run(command, **options):
-            done = _run(command, **options)
+        def run(command, *, check=False, **options):
+            done = _run(command, check=check, **options)
             before("processed", (command, options))
             return done
 
