@@ -17,6 +17,8 @@ UNIT = "edgesec-nanomq-pull.service"
 STATE = "/var/lib/edgesec-nanomq-pull"
 INVITATION = "/etc/edgesec-nanomq/pull/invitation"
 HTTPS = "https://server:9444/fleet.git"
+#: The status of curl whose connection was closed while it was sending.
+HUNG_UP = 55
 
 
 @pytest.fixture(scope="session")
@@ -272,7 +274,7 @@ def ask(device, name: str, names: str, *curl: str) -> tuple[int, str]:
         -subj /CN={name} -addext subjectAltName={names} 2>/dev/null
     python3 -c 'import json; print(json.dumps({{"host": "{name}", "request": open("try.csr").read()}}))' > try.json
     curl -sS --max-time 40 -o try.out -w '%{{http_code}}' --cacert /etc/edgesec-nanomq/pull/signer_ca.pem \
-        --data @try.json {" ".join(curl)} https://server:8443/certificate
+        --data @try.json {" ".join(curl)} https://server:8443/certificate || test $? = {HUNG_UP}
     echo
     cat try.out
     """
@@ -317,7 +319,7 @@ def test_an_invitation_is_good_once_and_for_one_host(device, server):
 
 def test_too_much_and_too_slow(device, server):
     status, _words = ask(device, "device", "DNS:device", "--data-binary @/etc/ssl/certs/ca-certificates.crt", PAIR)
-    assert status == 413
+    assert status in (413, 0), "who still sends when the connection is closed may not get to read why"
     script = """
 import socket, ssl, time
 context = ssl.create_default_context(cafile="/etc/edgesec-nanomq/pull/signer_ca.pem")
