@@ -6,8 +6,7 @@
 intermediate. ``earlier.pem`` holds issuing certificates that were renewed and have not ended. ``issued/<serial>.pem``
 keeps each certificate given out: revoking one needs its serial number at a time when the device may be gone.
 ``newest.json`` says which of them was written last, and can be lost without harm. ``crl.pem`` says which were revoked,
-see _revocation. Needs the cryptography library, which
-ansible-core brings to every controller.
+see _revocation. Needs the cryptography library, which ansible-core brings to every controller.
 
 A roll-over replaces key and trust in three steps. *introduce*: ``next.key`` and ``next.pem`` are a successor that is
 trusted and does not sign yet. *switch*: it becomes ``ca.key`` and ``ca.pem``, what they were becomes ``previous.key``

@@ -42,6 +42,9 @@ TRIES = 3
 PATIENCE = 12.0
 #: How long to wait where only what waiting does not mend is left.
 BRIEFLY = 2.0
+#: What is asked of the moment of a change, and is no promise of the set: not where nothing was changed, and not of who
+#: goes back to a generation.
+MOMENTARY = ("reachable",)
 
 
 class Lasting(str):
@@ -62,7 +65,7 @@ def run_probes(
     while True:
         failing = []
         for probe in probes:
-            if settled and probe["type"] == "reachable":
+            if settled and probe["type"] in MOMENTARY:
                 continue
             options = {key: value for key, value in probe.items() if key != "type"}
             if probe["type"] == "mqtt":

@@ -749,9 +749,9 @@ class Transaction:
 
     `validate` gets {dest: path of the staged file} and raises `TransactionError` where the set must not be used.
     `probe` returns a list of what does not hold, empty where all is well; `recheck` does it where nothing was changed,
-    and is the same unless it is given. `journal` gets the start of the activation
-    (seconds since the epoch) and returns the end of what the services logged since. `memo` is plain data that is kept
-    with the generation, beside what the engine itself writes there: by whom, how it was checked.
+    and is the same unless it is given. `journal` gets the start of the activation (seconds since the epoch) and returns
+    the end of what the services logged since. `memo` is plain data that is kept with the generation, beside what the
+    engine itself writes there: by whom, how it was checked.
     """
 
     def __init__(

@@ -304,7 +304,7 @@ import dataclasses
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _generations, _hocon
-from ansible_collections.edgesec.nanomq.plugins.module_utils._probes import PROBES, run_probes
+from ansible_collections.edgesec.nanomq.plugins.module_utils._probes import MOMENTARY, PROBES, run_probes
 from ansible_collections.edgesec.nanomq.plugins.module_utils._transaction import (
     Change,
     Entry,
@@ -347,8 +347,7 @@ def declared(module: AnsibleModule) -> Plan:
     wanted = entries(module)
     conf = _generations.conf_of(wanted, params["validators"])
     checks = {"validators": params["validators"], "probes": params["probes"]}
-    # Whom the host reaches is of this moment, and no promise of the set: who goes back to it is not asked for it.
-    lasting = [probe for probe in params["probes"] if probe["type"] != "reachable"]
+    lasting = [probe for probe in params["probes"] if probe["type"] not in MOMENTARY]
     needs = _generations.needs(wanted, params["validators"] + params["probes"], conf)
     return Plan(
         entries=wanted,
