@@ -249,7 +249,8 @@ class Starter:
             running.process.wait(10)
         # What a broker leaves behind, and a stale socket can keep the next one from starting.
         shutil.rmtree("/tmp/nanomq", ignore_errors=True)
-        Path("/tmp/nanomq_cmd.ipc").unlink(missing_ok=True)
+        for path in ("/tmp/nanomq_cmd.ipc", "/tmp/nanomq_hook.ipc"):
+            Path(path).unlink(missing_ok=True)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = START_SECONDS) -> Any:

@@ -10,58 +10,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import QUIET, TCP, Running, Starter, wait_for
+from harness import QUIET, TCP, Running, Starter, listens, wait_for
+from local_sockets import OTHER, REPLY, REQUEST, SERVICE, as_user, greet, receive, send
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
 
 SOCKET = "/tmp/nanomq_cmd.ipc"
-SERVICE, OTHER = 65534, 65533
 CLOSED = 'auth { allow_anonymous = false, password { "a" = "b" } }\n'
 MINE = 'auth { allow_anonymous = false, password { "mine" = "mine" } }\n'
-KEPT_OUT = 4
 
 
-def ask(command: str) -> str | None:
-    """The answer to a command, None where the broker hangs up. The protocol is SP: a greeting, a request, its reply."""
-    with socket.socket(socket.AF_UNIX) as caller:
+def ask(command: str, address: str | tuple[str, int] = SOCKET) -> str | None:
+    """The answer to a command, None where the broker hangs up."""
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as caller:
         caller.settimeout(5)
-        caller.connect(SOCKET)
-        caller.sendall(b"\0SP\0\0\x30\0\0")
-        body = struct.pack("!I", 0x80000001) + command.encode()
+        caller.connect(address)
         try:
-            assert caller.recv(8) == b"\0SP\0\0\x31\0\0"
-            caller.sendall(b"\1" + struct.pack("!Q", len(body)) + body)
-            head = caller.recv(9, socket.MSG_WAITALL)
-            size = struct.unpack("!xQ", head)[0]
-            return caller.recv(size, socket.MSG_WAITALL)[4:].rstrip(b"\0").decode()
+            greet(caller, REQUEST, REPLY)
+            send(caller, struct.pack("!I", 0x80000001) + command.encode())
+            return receive(caller)[4:].rstrip(b"\0").decode()
         except (ConnectionError, struct.error):
             return None
-
-
-def ask_as(user: int, command: str) -> str | None:
-    """The same by another user. Raises PermissionError where that one is not let in."""
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            os.setgroups([])
-            os.setgid(user)
-            os.setuid(user)
-            os.write(write, json.dumps(ask(command)).encode())
-            code = 0
-        except PermissionError:
-            code = KEPT_OUT
-        finally:
-            os._exit(code)
-    os.close(write)
-    with os.fdopen(read) as answer:
-        text = answer.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code == KEPT_OUT:
-        raise PermissionError(SOCKET)
-    assert code == 0
-    return json.loads(text)
 
 
 def reload(path: Path) -> str:
@@ -90,7 +59,7 @@ def users(broker: Starter, connect) -> list[str]:
 def test_another_user_does_not_get_to_it_with_a_umask(broker, connect, start, umask):
     running = start(umask)
     with pytest.raises(PermissionError):
-        ask_as(OTHER, reload(broker.write(MINE, "mine.conf")))
+        as_user(OTHER, ask, reload(broker.write(MINE, "mine.conf")))
     assert running.process.poll() is None
     assert users(broker, connect) == ["a"]
 
@@ -99,7 +68,7 @@ def test_without_a_umask_any_user_replaces_the_users_of_the_broker(broker, conne
     if not broker.does("reload works"):
         pytest.skip("whatever is asked ends this version: the test below")
     running = start(0)
-    assert ask_as(OTHER, reload(broker.write(MINE, "mine.conf"))) == "reload succeed!"
+    assert as_user(OTHER, ask, reload(broker.write(MINE, "mine.conf"))) == "reload succeed!"
     assert running.process.poll() is None
     assert users(broker, connect) == ["mine"]
 
@@ -109,13 +78,14 @@ def test_without_a_umask_any_user_opens_the_broker_to_all(broker, connect, start
         pytest.skip("whatever is asked ends this version: the test below")
     start(0)
     assert connect().outcome != "accepted"
-    assert ask_as(OTHER, reload(broker.write("auth { allow_anonymous = true }\n", "mine.conf"))) == "reload succeed!"
+    open_to_all = broker.write("auth { allow_anonymous = true }\n", "mine.conf")
+    assert as_user(OTHER, ask, reload(open_to_all)) == "reload succeed!"
     assert connect().outcome == "accepted"
 
 
 def test_without_a_umask_any_user_ends_the_broker(broker, start):
     running = start(0)
-    answer = ask_as(OTHER, reload(broker.write("a {", "broken.conf")))
+    answer = as_user(OTHER, ask, reload(broker.write("a {", "broken.conf")))
     if not broker.does("a syntax error ends the start"):
         # 0.23.1 ends at whatever is asked.
         assert answer in (None, "reload succeed!")
@@ -131,6 +101,20 @@ def test_it_knows_no_command_but_reload(broker, start, command):
     if broker.does("reload works"):
         assert answer == "reload failed, invalid command!"
         assert running.process.poll() is None
+    else:
+        assert answer is None
+        assert running.exit_code() > 0
+
+
+def test_its_url_can_put_it_on_the_network(broker, connect):
+    """And there is neither a password nor a umask for that."""
+    urls = 'system { hook_ipc_url = "ipc:///tmp/hook.ipc", cmd_ipc_url = "tcp://127.0.0.1:9998" }\n'
+    running = broker(urls + TCP + CLOSED)
+    wait_for(lambda: listens(9998))
+    answer = ask(reload(broker.write(MINE, "mine.conf")), ("127.0.0.1", 9998))
+    if broker.does("reload works"):
+        assert answer == "reload succeed!"
+        assert users(broker, connect) == ["mine"]
     else:
         assert answer is None
         assert running.exit_code() > 0

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
+import os
 import socket
 import ssl
+import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs
 from urllib.request import Request, urlopen
 
 import pytest
-from harness import DENIED_LEAVES, QUIET, TCP, topics, wait_for
+from harness import DENIED_LEAVES, QUIET, TCP, listens, topics, wait_for
+from local_sockets import OTHER, PULL, PUSH, SERVICE, as_user, greet, send
+from local_sockets import receive as take
 from material import authority, certificate, private_pem
 
 PORT = 9000
@@ -170,6 +176,110 @@ def test_a_receiver_that_is_away_does_not_keep_clients_out(broker, connect):
     running = broker(webhook(f"http://127.0.0.1:{PORT}/events"))
     assert connect("someone").publish("seen/a", "content")
     assert running.process.poll() is None
+
+
+# --- the socket by which the broker hands events to its webhook -------------------------------------------------------
+
+SOCKET = "/tmp/nanomq_hook.ipc"
+needs_a_second_user = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+
+
+def hand_in(text, address=SOCKET):
+    """Hand in an event, as the broker does."""
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as end:
+        end.settimeout(5)
+        end.connect(address)
+        greet(end, PUSH, PULL)
+        send(end, text.encode())
+        # The other end reads before it sees that this one is gone.
+        time.sleep(0.2)
+
+
+@needs_a_second_user
+@pytest.mark.parametrize("umask", [0o022, 0o077], ids=["usual", "as the unit has it"])
+def test_another_user_hands_in_no_event_with_a_umask(broker, receive, umask):
+    receiver = receive()
+    broker(webhook(f"http://127.0.0.1:{PORT}/events"), user=SERVICE, umask=umask)
+    wait_for(lambda: os.path.exists(SOCKET))
+    with pytest.raises(PermissionError):
+        as_user(OTHER, hand_in, "[0]")
+    as_user(SERVICE, hand_in, "[1]")
+    wait_for(lambda: receiver.requests)
+    assert [body for _path, _headers, body in receiver.requests] == ["[1]"]
+
+
+@needs_a_second_user
+def test_without_a_umask_what_any_user_hands_in_is_sent_with_the_token(broker, receive):
+    receiver = receive()
+    broker(webhook(f"http://127.0.0.1:{PORT}/events"), user=SERVICE, umask=0)
+    wait_for(lambda: os.path.exists(SOCKET))
+    as_user(OTHER, hand_in, '{"forged": 1}')
+    wait_for(lambda: receiver.requests)
+    ((_path, headers, body),) = receiver.requests
+    assert (body, headers["authorization"]) == ('{"forged": 1}', TOKEN)
+
+
+def test_the_url_of_the_socket_can_put_it_on_the_network(broker, receive):
+    receiver = receive()
+    urls = 'hook_ipc_url = "tcp://127.0.0.1:9997", cmd_ipc_url = "ipc:///tmp/cmd.ipc"'
+    broker(webhook(f"http://127.0.0.1:{PORT}/events") + f"system {{ {urls} }}\n")
+    wait_for(lambda: listens(9997))
+    hand_in("[2]", ("127.0.0.1", 9997))
+    wait_for(lambda: receiver.requests)
+    ((_path, headers, body),) = receiver.requests
+    assert (body, headers["authorization"]) == ("[2]", TOKEN)
+
+
+@pytest.fixture
+def theirs():
+    """The socket, made before by another user for everybody."""
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.settimeout(5)
+        theirs.bind(SOCKET)
+        os.chown(SOCKET, OTHER, OTHER)
+        os.chmod(SOCKET, 0o777)
+        theirs.listen(64)
+        yield theirs
+
+
+@needs_a_second_user
+def test_whoever_made_the_socket_before_gets_the_events(broker, connect, receive, theirs):
+    """Whatever the umask: the broker takes it for its own, and its receiver hears of nothing."""
+    receiver = receive()
+    events = overheard(theirs)
+    broker(webhook(f"http://127.0.0.1:{PORT}/events"), user=SERVICE, umask=0o077)
+    assert connect("someone").publish("seen/a", "content")
+    wait_for(lambda: "content" in [event.get("payload") for event in events])
+    assert receiver.requests == []
+
+
+@needs_a_second_user
+def test_whoever_made_the_socket_before_and_is_silent_keeps_the_broker_from_starting(broker, theirs):
+    running = broker(webhook(f"http://127.0.0.1:{PORT}/events"), user=SERVICE, umask=0o077)
+    assert running.exit_code() == 1
+
+
+def overheard(theirs):
+    """The events that are handed to a socket, as they come."""
+    events = []
+
+    def keep(end):
+        with contextlib.suppress(OSError, struct.error), end:
+            greet(end, PULL, PUSH)
+            while True:
+                events.append(json.loads(take(end)))
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                end, _address = theirs.accept()
+                threading.Thread(target=keep, args=(end,), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return events
+
+
+# --- logins -----------------------------------------------------------------------------------------------------------
 
 
 def asked(url, lines=""):

@@ -18,7 +18,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import breaks
 import scenario
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy, _versions
+from ansible_collections.edgesec.nanomq.plugins.module_utils._schema import version_tuple
 
 HERE = pathlib.Path(__file__).resolve().parent
 #: Where the collection's code lies on the hosts while they are broken.
@@ -41,6 +42,19 @@ def hardened() -> dict:
     return json.loads((run_dir() / "hardened/audit.json").read_text())
 
 
+def unavoidable(name: str) -> set[str]:
+    """The rules that the version of a host's broker breaks however it is configured."""
+    version = version_tuple(ssh(name, "dpkg-query -W -f '${Version}' nanomq", b""))
+    known = any(one.concerns(version) for one in _versions.ADVISORIES)
+    recommended = version >= version_tuple(_versions.RECOMMENDED)
+    return {rule for rule, broken in (("NMQ-VER-003", known), ("NMQ-VER-004", not recommended)) if broken}
+
+
+@pytest.fixture
+def of_version(broker) -> set[str]:
+    return unavoidable(broker.name)
+
+
 @pytest.fixture(scope="session")
 def broken() -> dict[str, dict]:
     """{host: what the audit finds of each way to break it}, all hosts at once."""
@@ -55,14 +69,15 @@ def broken() -> dict[str, dict]:
     }
     names = scenario.broker_names()
     with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
-        found = pool.map(lambda name: break_host(name, json.dumps(given)), names)
+        found = pool.map(lambda name: break_host(name, given), names)
     return dict(zip(names, found, strict=True))
 
 
-def break_host(name: str, given: str) -> dict:
+def break_host(name: str, given: dict) -> dict:
+    whole = json.dumps({**given, "unavoidable": sorted(unavoidable(name))})
     ssh(name, f"rm -rf {CODE}; mkdir -p {CODE} && tar -C {CODE} -x", code())
     try:
-        return json.loads(ssh(name, f"python3 {CODE}/runner.py {CODE}", given.encode(), timeout=900))
+        return json.loads(ssh(name, f"python3 {CODE}/runner.py {CODE}", whole.encode(), timeout=900))
     finally:
         ssh(name, f"rm -rf {CODE} {breaks.FILES}", b"")
 

@@ -3,7 +3,7 @@
 """Breaks a hardened host in one way after the other, and says what the audit finds: runner.py CODE < BREAKS > FOUND
 
 Runs on the host, with the collection's own code, so that a hundred ways take minutes. CODE is where that lies.
-BREAKS (JSON): {token, files: {path: text}, breaks: [{name, changes, script, undo, restart, options}]}, see breaks.py.
+BREAKS (JSON): {token, unavoidable: [rule], files: {path: text}, breaks: [{name, changes, script, undo, restart, options}]}, see breaks.py.
 FOUND (JSON): {name: {findings: {rule: observed}, after: the same when it was undone, error}}.
 """
 
@@ -77,7 +77,7 @@ def settle() -> None:
         time.sleep(0.1)
 
 
-def attempt(one: dict, conf_text: str, token: str) -> dict:
+def attempt(one: dict, conf_text: str, token: str, clean: dict[str, bool]) -> dict:
     before = os.stat(CONF)
     options = {**one.get("options", {})}
     if options.pop("token", False):
@@ -105,7 +105,7 @@ def attempt(one: dict, conf_text: str, token: str) -> dict:
         if one.get("restart") or one.get("restart_after") or one.get("settle"):
             settle()
     if one.get("restart") or one.get("script"):
-        result["after"] = found({}, lambda findings: not findings)
+        result["after"] = found({}, lambda findings: findings == clean)
     return result
 
 
@@ -127,9 +127,10 @@ def main() -> None:
         os.chmod(path, 0o640)
     with open(CONF, encoding="utf-8") as handle:
         conf_text = handle.read()
-    answer = {"clean": {"findings": found({"token": given["token"]}, lambda findings: not findings)}}
+    clean = dict.fromkeys(given["unavoidable"], True)
+    answer = {"clean": {"findings": found({"token": given["token"]}, lambda findings: findings == clean)}}
     for one in given["breaks"]:
-        answer[one["name"]] = attempt(one, conf_text, given["token"])
+        answer[one["name"]] = attempt(one, conf_text, given["token"], clean)
     json.dump(answer, sys.stdout)
 
 

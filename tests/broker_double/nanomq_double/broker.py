@@ -103,7 +103,7 @@ class Broker:
         self._serve = partial(self.mqtt.external_connected, listener_name="default")
         self._servers: list[Any] = []
         NanomqPlugin.links = [outgoing.Link(bridge, self._deliver) for bridge in config.links if bridge.enable]
-        NanomqPlugin.hook = outgoing.Hook(config.webhook) if config.webhook.enable else None
+        NanomqPlugin.hook = outgoing.Hook(config.webhook, config.hook_ipc_url) if config.webhook.enable else None
         self._running: list[asyncio.Task] = []
 
     async def start(self) -> None:
@@ -129,6 +129,8 @@ class Broker:
                 server = await asyncio.start_server(_hang_up, sock=listening_socket(url))
                 self._servers.append(server)
 
+        if NanomqPlugin.hook:
+            await NanomqPlugin.hook.start()
         self._running = [asyncio.ensure_future(link.run()) for link in NanomqPlugin.links if link.leads_anywhere]
 
     async def _deliver(self, bridge: Bridge, topic: str, payload: bytes, qos: int) -> None:

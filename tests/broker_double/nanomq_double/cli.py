@@ -9,13 +9,11 @@ import logging
 import os
 import resource
 import signal
-import socket
-import struct
 import sys
 import time
 from typing import NoReturn
 
-from . import dialect
+from . import dialect, sp
 from .config import LEVELS, Config, read_environment, read_file
 
 # Name, letter, whether a value follows.
@@ -45,8 +43,6 @@ _OPTIONS = (
     ("log_file", "", True),
 )
 _IPC = "ipc:///tmp/nanomq_cmd.ipc"
-# How the two ends of the command socket greet each other: SP, as a request and as its reply.
-_HELLO_REQ, _HELLO_REP = b"\0SP\0\0\x30\0\0", b"\0SP\0\0\x31\0\0"
 _PID_DIRECTORY = "/tmp/nanomq"
 
 
@@ -268,40 +264,31 @@ def _reload(argv: list[str], version: str) -> int:
         )
         return 1
     config, _options_left = _configure(argv, version)
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(_ipc_path(config))
-        client.sendall(_HELLO_REQ)
-        client.recv(len(_HELLO_REP))
-        request = json.dumps({"cmd": "reload", "conf_file": config.conf_file}).encode()
-        client.sendall(_message(b"\x80\0\0\1" + request))
-        print(client.recv(4096)[13:].rstrip(b"\0").decode())
+    asyncio.run(_ask(_ipc_url(config), {"cmd": "reload", "conf_file": config.conf_file}))
     return 0
 
 
-def _message(body: bytes) -> bytes:
-    return b"\1" + struct.pack("!Q", len(body)) + body
+async def _ask(url: str, command: dict) -> None:
+    broker = await sp.connect(url)
+    await broker.greet(sp.REQUEST, sp.REPLY)
+    broker.send(b"\x80\0\0\1" + json.dumps(command).encode())
+    print((await broker.receive())[4:].rstrip(b"\0").decode())
 
 
-def _ipc_path(config: Config) -> str:
+def _ipc_url(config: Config) -> str:
     url = _IPC if config.hook_ipc_url is None else config.cmd_ipc_url
     if url is None:
         _segmentation_fault()
-    return url.partition("ipc://")[2]
+    return url
 
 
 async def _serve_ipc(config: Config, version: str) -> None:
     """Socket for `nanomq reload`: whoever can open it is obeyed."""
-    path = _ipc_path(config)
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            await reader.readexactly(len(_HELLO_REQ))
-            writer.write(_HELLO_REP)
-            (size,) = struct.unpack("!xQ", await reader.readexactly(9))
-            body = await reader.readexactly(size)
-            writer.write(_message(body[:4] + obey(body[4:]) + b"\0"))
-            await writer.drain()
-        writer.close()
+    async def serve(caller: sp.End) -> None:
+        await caller.greet(sp.REPLY, sp.REQUEST)
+        body = await caller.receive()
+        caller.send(body[:4] + obey(body[4:]) + b"\0")
 
     def obey(text: bytes) -> bytes:
         try:
@@ -333,9 +320,10 @@ async def _serve_ipc(config: Config, version: str) -> None:
             config.acl_rules, config.no_match, config.deny_action = fresh.acl_rules, fresh.no_match, fresh.deny_action
         return b"reload succeed!"
 
+    url = _ipc_url(config)
     with contextlib.suppress(OSError):
-        os.unlink(path)
-    await asyncio.start_unix_server(serve, path)
+        os.unlink(url.removeprefix("ipc://"))
+    await sp.listen(url, serve)
 
 
 def _daemonize() -> None:

@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from . import acl
+from . import acl, sp
 from .config import Bridge, HttpAuth, Webhook
 from .wire import encode_length
 
 _RETRY_SECONDS = 1
+_DIAL_SECONDS = 10
 _CONNECT, _CONNACK, _PUBLISH, _PUBACK, _SUBSCRIBE, _PINGREQ = 1, 2, 3, 4, 8, 12
 Deliver = Callable[[Bridge, str, bytes, int], Awaitable[None]]
 
@@ -170,11 +171,26 @@ async def _post(url: str, method: str, headers: list[tuple[str, str]], body: byt
 
 
 class Hook:
-    """The webhook: events are sent, no answer is waited for, and what does not arrive is lost."""
+    """The webhook: events are sent, no answer is waited for, and what does not arrive is lost.
 
-    def __init__(self, webhook: Webhook) -> None:
+    They take the way by a socket, at which others may hand in some as well, or listen instead.
+    """
+
+    def __init__(self, webhook: Webhook, url: str | None) -> None:
         self._webhook = webhook
+        self._url = url or "ipc:///tmp/nanomq_hook.ipc"
+        self._socket: sp.End | None = None
         self._sending: set[asyncio.Task] = set()
+
+    async def start(self) -> None:
+        """Raises `OSError` where whoever listens says nothing."""
+        with contextlib.suppress(OSError):
+            await sp.listen(self._url, self._take)
+        self._socket = await sp.connect(self._url)
+        try:
+            await asyncio.wait_for(self._socket.greet(sp.PUSH, sp.PULL), _DIAL_SECONDS)
+        except TimeoutError as error:
+            raise OSError("hook nng_dial: Timed out") from error
 
     def connected(self, clientid: str, username: str | None) -> None:
         if any(event == "on_client_connack" for event, _topic in self._webhook.events):
@@ -202,14 +218,19 @@ class Hook:
             )
 
     def _send(self, **event: Any) -> None:
-        async def send() -> None:
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                body = json.dumps(event, separators=(",", ":")).encode()
-                await _post(self._webhook.url, "POST", self._webhook.headers, body, waits=False)
+        self._socket.send(json.dumps(event, separators=(",", ":")).encode())
 
-        task = asyncio.ensure_future(send())
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+    async def _take(self, end: sp.End) -> None:
+        """What comes from one who hands in events."""
+        await end.greet(sp.PULL, sp.PUSH)
+        while True:
+            task = asyncio.ensure_future(self._post(await end.receive()))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def _post(self, event: bytes) -> None:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            await _post(self._webhook.url, "POST", self._webhook.headers, event, waits=False)
 
 
 async def may_connect(auth: HttpAuth, client: acl.Client, password: str | None) -> bool:
