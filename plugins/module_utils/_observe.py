@@ -38,6 +38,7 @@ TIMEOUT = 2.0
 #: Sockets that are probed at most; a broker has four or five.
 MOST_SOCKETS = 16
 SHIPPED = "Basic YWRtaW46cHVibGlj"  # admin:public
+DEFAULT_EVENT_SOCKET = "ipc:///tmp/nanomq_hook.ipc"
 DEFAULT_CONFS = ("/etc/nanomq/nanomq.conf", "/etc/nanomq.conf", "/usr/local/etc/nanomq.conf")
 _PROGRAM_DIRS = ("/usr/local/bin", "/usr/bin")
 _SMALL = 4 << 20
@@ -71,6 +72,7 @@ def observe(
     conf_file: {path, exists, mode, owner, group, readable_by_service, writable_by_service, error}
     conf: the configuration as the broker reads it
     copies: [path of another file with passwords that everybody can read]
+    event_sockets: [{pid, path, replaceable}], at which a broker hands events to its webhook
     key_files: [{kind: tls or jwt, path, exists, mode, private, writable_by_service, key_type, age_days}]
     listeners: {address: [pid]}
     kinds: {address: tcp, ssl, ws, wss or rest}
@@ -104,6 +106,7 @@ def observe(
     look("conf_file", lambda: conf_file(path, fact(observation, "identity"), fact(observation, "processes")))
     look("conf", lambda: configuration(fact(observation, "conf_file")))
     look("copies", lambda: copies(fact(observation, "conf_file")))
+    look("event_sockets", lambda: event_sockets(fact(observation, "conf"), fact(observation, "processes")))
     look("key_files", lambda: key_files(fact(observation, "conf"), fact(observation, "identity")))
     look("version", lambda: version(package, unit))
     look("listeners", lambda: sockets(fact(observation, "processes")))
@@ -384,6 +387,34 @@ def copies(about: dict) -> list[str]:
             if info.st_mode & 0o004 and re.search(r"(?i)passw(or)?d|PRIVATE KEY-----", read(path)):
                 found.append(path)
     return found
+
+
+def event_sockets(conf: dict, running: list, proc: str = "/proc") -> list[dict]:
+    """The sockets at which brokers hand events to their webhook, and whether other users can make them before."""
+    webhook = _policy.get(conf, "webhook")
+    if not isinstance(webhook, dict) or _policy.get(webhook, "enable") is False:
+        return []
+    url = str(_policy.get(conf, "system", "hook_ipc_url") or DEFAULT_EVENT_SOCKET)
+    if not url.startswith("ipc:///"):
+        return []  # of one on the network another rule tells, and of a directory that is the broker's own as well
+    path = url[len("ipc://") :]
+    return [
+        {"pid": item["pid"], "path": path, "replaceable": shared(f"{proc}/{item['pid']}/root", os.path.dirname(path))}
+        for item in running
+    ]
+
+
+def shared(root: str, directory: str) -> bool:
+    """Whether every user can make files in a directory that a process sees below its root.
+
+    One in which only the process's namespace can, such as a private /tmp, lies elsewhere for the others.
+    """
+    info = os.stat(root + directory)
+    try:
+        here = os.stat(directory)
+    except FileNotFoundError:
+        return False
+    return (info.st_dev, info.st_ino) == (here.st_dev, here.st_ino) and bool(info.st_mode & stat.S_IWOTH)
 
 
 def version(package: str, unit: str) -> str:

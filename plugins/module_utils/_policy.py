@@ -591,6 +591,24 @@ def _nng_beyond_loopback(conf: dict, context: dict) -> Iterator[str]:
     return (x.beyond_loopback for x in listeners(conf) if x.kind == "nng" and x.beyond_loopback)
 
 
+@_rule(
+    "NMQ-NET-014",
+    "critical",
+    "A socket for the broker's own use is on the network",
+    why="These addresses may also be of TCP. Whoever connects to the one for commands replaces the users and lets in "
+    "everybody, and whoever connects to the webhook's has events sent in the broker's name, both without a password.",
+    remedy="Drop system.hook_ipc_url and system.cmd_ipc_url from nanomq_broker_settings, or let them begin with "
+    "ipc:///",
+    source="trials: tests/contract/test_command_socket.py and test_webhook.py on six versions",
+)
+def _own_sockets(conf: dict, context: dict) -> Iterator[str]:
+    del context
+    for name in ("hook_ipc_url", "cmd_ipc_url"):
+        url = get(conf, "system", name)
+        if isinstance(url, str) and not url.startswith(("ipc://", "inproc://")):
+            yield f"system.{name}: is not a file"
+
+
 @_outside_rule(
     "NMQ-NET-010",
     "critical",
@@ -1723,6 +1741,21 @@ def _rule_engine(conf: dict, context: dict) -> Iterator[str]:
     del context
     if _block(conf, "rules"):
         yield "rules: is given"
+
+
+@_host_rule(
+    "NMQ-SVC-031",
+    "high",
+    "Any local user can take the webhook's place",
+    why="The broker hands the events to itself by a socket. Whoever has made that one before gets them all, messages "
+    "among them, and the receiver none; if nobody answers there, the broker does not start.",
+    remedy="Apply the role nanomq_broker, whose unit gives the broker a /tmp of its own",
+    source="trials: tests/contract/test_webhook.py on six versions",
+)
+def _webhook_socket(observation: dict) -> Iterator[str]:
+    for one in fact(observation, "event_sockets"):
+        if one["replaceable"]:
+            yield f"process {one['pid']} takes events at {one['path']}, where every user can make files"
 
 
 _DATABASES = ("mysql", "postgresql", "timescaledb")

@@ -25,7 +25,8 @@ class Key:
     """One key of nanomq.conf.
 
     path: ``section.<name>.list[].key``
-    type: bool, int, float, port, size, time, time_ms, str, affix, param, bind, address, mqtt_url, rule_sql or enum
+    type: bool, int, float, port, size, time, time_ms, str, affix, param, bind, address, mqtt_url, ipc_url, rule_sql or
+        enum
     default: what the broker uses when the key is absent; a text where that is computed, None for nothing
     unit: of a bare number (``bytes``, ``ms``, ``s``)
     since: first version that reads the key; None: older than any supported version
@@ -231,8 +232,8 @@ KEYS: tuple[Key, ...] = (
             True,
             {"note": "the command socket of `nanomq reload`, without authentication"},
         ),
-        ("hook_ipc_url", "str", "ipc:///tmp/nanomq_hook.ipc", {"since": "0.22.6"}),
-        ("cmd_ipc_url", "str", "ipc:///tmp/nanomq_cmd.ipc", {"since": "0.22.6"}),
+        ("hook_ipc_url", "ipc_url", "ipc:///tmp/nanomq_hook.ipc", {"since": "0.22.6"}),
+        ("cmd_ipc_url", "ipc_url", "ipc:///tmp/nanomq_cmd.ipc", {"since": "0.22.6"}),
     ),
     *_keys(
         "mqtt",
@@ -774,6 +775,22 @@ def _check_mqtt_url(key: Key, value) -> str | None:
     return problem
 
 
+#: Of a UNIX socket; see sockaddr_un in unix(7).
+_LONGEST_SOCKET = 107
+
+
+def _check_ipc_url(key: Key, value) -> str | None:
+    problem = _check_str(key, value)
+    if problem is not None:
+        return problem
+    scheme, path = value[: len("ipc://")], value[len("ipc://") :]
+    if scheme != "ipc://" or not path.startswith("/"):
+        return "must begin with ipc:///: by tcp:// others reach the socket, and a relative path depends on the start"
+    if len(path.encode()) > _LONGEST_SOCKET:
+        return f"must have a path of at most {_LONGEST_SOCKET} bytes"
+    return None
+
+
 _RULE_SQL = re.compile(r'SELECT (?P<fields>[^" ][^"]*?) FROM "(?P<topic>[^"]+)"(?: WHERE (?P<where>[^"]+))?\Z', re.I)
 _RULE_FIELD = re.compile(
     r"(?:\*|(?P<name>qos|id|topic|clientid|username|password|timestamp|payload(?:\.\w+)*)(?: as (?P<alias>\w+))?)\Z",
@@ -881,6 +898,7 @@ _CHECKS = {
     "affix": _check_affix,
     "param": _check_param,
     "mqtt_url": _check_mqtt_url,
+    "ipc_url": _check_ipc_url,
     "rule_sql": _check_rule_sql,
     "enum": _check_enum,
     "time": _check_time,

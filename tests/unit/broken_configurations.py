@@ -86,6 +86,8 @@ BROKEN = [
     ("NMQ-NET-005", {"http_server": None}, ()),
     ("NMQ-NET-013", {"bridges.nng.sub.in": {"clientid": "in", "sub_url": "tcp://*:9000"}}, ()),
     ("NMQ-NET-013", {"bridges.nng.pub.out": {"clientid": "out", "pub_url": "tls+tcp://0.0.0.0:9000"}}, ()),
+    ("NMQ-NET-014", {"system.hook_ipc_url": "ipc:///a", "system.cmd_ipc_url": "tcp://0.0.0.0:9998"}, ()),
+    ("NMQ-NET-014", {"system.hook_ipc_url": "ws://127.0.0.1:9997/a", "system.cmd_ipc_url": "ipc:///b"}, ()),
     ("NMQ-TLS-001", {"listeners.tcp": {"bind": "0.0.0.0:1883"}}, ()),
     ("NMQ-TLS-001", {"listeners.tcp": {"bind": "0.0.0.0:1883", "enable": False}}, ()),
     ("NMQ-TLS-001", {"listeners.tcp": {"bind": ":1883"}}, ()),

@@ -69,6 +69,7 @@ def _value(key) -> st.SearchStrategy:
         "affix": texts.map(lambda text: text.replace("+", "").replace("#", "")),
         "param": st.sampled_from([f"%{letter}" for letter in "AucaPpCdtmr"]),
         "mqtt_url": st.sampled_from(("mqtt-tcp://127.0.0.1:1883", "tls+mqtt-tcp://far.example:8883")),
+        "ipc_url": st.sampled_from(("ipc:///run/nanomq/a.ipc", "ipc:///tmp/with space")),
         "rule_sql": st.sampled_from(
             ('SELECT * FROM "a/#"', "SELECT payload.v as v FROM \"a\" WHERE v = 'x' and qos > 0")
         ),

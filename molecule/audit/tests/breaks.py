@@ -146,6 +146,10 @@ ON_HOSTS = [
         "MemoryDenyWriteExecute=no",
         "PrivateDevices=no",
     ),
+    {
+        **unit("NMQ-SVC-031", "PrivateTmp=no"),
+        "changes": {"webhook": {"url": "http://127.0.0.1:18832/", "events": [{"event": "on_client_connack"}]}},
+    },
     unit("NMQ-SVC-022", "LimitNOFILE=1024"),
     unit("NMQ-SVC-023", "LimitCORE=infinity"),
     mode("NMQ-SVC-024", "/usr/local/bin/nanomq", "o+w", "o-w"),

@@ -3,7 +3,8 @@
 """Breaks a hardened host in one way after the other, and says what the audit finds: runner.py CODE < BREAKS > FOUND
 
 Runs on the host, with the collection's own code, so that a hundred ways take minutes. CODE is where that lies.
-BREAKS (JSON): {token, unavoidable: [rule], files: {path: text}, breaks: [{name, changes, script, undo, restart, options}]}, see breaks.py.
+BREAKS (JSON): {token, unavoidable: [rule], files: {path: text}, breaks: [{name, changes, script, undo, restart,
+options}]}, see breaks.py.
 FOUND (JSON): {name: {findings: {rule: observed}, after: the same when it was undone, error}}.
 """
 

@@ -162,6 +162,27 @@ def test_nobody_else_on_the_host_uses_the_ways_out(broker, outsider, port):
     assert outsider.run(f"nc -z -w 2 {broker.ipv4} {port}").rc != 0
 
 
+def test_nobody_else_on_the_host_hands_in_events_or_gets_them(broker):
+    """The socket of the webhook: see tests/contract/test_webhook.py."""
+    path = "/tmp/nanomq_hook.ipc"
+    connect = f"import socket; socket.socket(socket.AF_UNIX).connect('{path}')"
+    pid = broker.check_output("systemctl show -p MainPID --value nanomq")
+    for user, works in (("nanomq", True), ("nobody", False)):
+        command = f"setpriv --reuid {user} --regid nogroup --clear-groups python3 -c %s"
+        assert (broker.run(f"nsenter --target {pid} --mount -- {command}", connect).rc == 0) is works
+    # One that somebody has made in the /tmp of all is none of the broker's.
+    broker.check_output("runuser -u nobody -- python3 -c %s", f"import socket; socket.socket(1).bind('{path}')")
+    try:
+        broker.check_output("systemctl restart nanomq")
+        assert scenario.eventually(lambda: ":8883" in broker.check_output("ss -ltnH"))
+        pid = broker.check_output("systemctl show -p MainPID --value nanomq")
+        owner = f"stat -c %U {path}"
+        assert broker.check_output(f"nsenter --target {pid} --mount -- {owner}") == "nanomq"
+        assert broker.check_output(owner) == "nobody"
+    finally:
+        broker.check_output(f"rm {path}")
+
+
 def test_a_second_run_changes_nothing_and_tells_no_secret(broker):
     run = ways("--diff", "-vvv")
     assert run.status == 0, run.output

@@ -105,6 +105,10 @@ REFUSED = (
     ("auth.http_auth.auth_req.params.user", "%u@plant", "must be one of the placeholders"),
     ("auth.http_auth.auth_req.params.plant", "one", "must be one of the placeholders"),
     # rules
+    ("system.cmd_ipc_url", "tcp://0.0.0.0:9998", "must begin with ipc:///"),
+    ("system.hook_ipc_url", "ipc://hook.ipc", "must begin with ipc:///"),
+    ("system.hook_ipc_url", "IPC:///tmp/hook.ipc", "must begin with ipc:///"),
+    ("system.hook_ipc_url", "ipc:///" + "a" * 107, "must have a path of at most 107 bytes"),
     ("rules.repub.rules[].server", "http://far.example", "must begin with mqtt-tcp://: the broker crashes"),
     ("rules.repub.rules[].server", "127.0.0.1:1883", "must begin with mqtt-tcp://: the broker crashes"),
     ("rules.repub.rules[].server", "mqtt-quic://far.example:14567", "must begin with mqtt-tcp://: the broker crashes"),

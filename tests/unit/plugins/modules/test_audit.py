@@ -119,6 +119,7 @@ HARDENED = {
         "log": {"to": ["console"], "level": "warn"},
     },
     "copies": [],
+    "event_sockets": [{"pid": 100, "path": "/tmp/nanomq_hook.ipc", "replaceable": False}],
     "key_files": [KEY, TOKEN_KEY],
     "certificates": [LEAF, AUTHORITY],
     "handshakes": [{"address": "0.0.0.0:8883", "old_versions": [], "weak_suites": []}],
@@ -279,6 +280,7 @@ ON_HOSTS = [
     ("NMQ-SVC-023", seen("processes", core=-1)),
     ("NMQ-SVC-024", seen("processes", program_writable=True)),
     ("NMQ-SVC-025", {**HARDENED, "copies": ["/etc/nanomq/nanomq.conf.bak"]}),
+    ("NMQ-SVC-031", seen("event_sockets", replaceable=True)),
     ("NMQ-SVC-026", {**HARDENED, "clock": {**HARDENED["clock"], "offset": -301.0}}),
     ("NMQ-SVC-027", {**HARDENED, "clock": {**HARDENED["clock"], "synchronised": False, "services": []}}),
     ("NMQ-SVC-028", {**HARDENED, "drift": ["auth.allow_anonymous"]}),
@@ -535,6 +537,42 @@ def test_permissions_are_those_of_the_service_user(tmp_path_factory):
     assert not _observe.replaceable(nobody, str(path))
     tmp_path.chmod(0o777)
     assert _observe.replaceable(nobody, str(path))
+
+
+@pytest.mark.parametrize(
+    ("mode", "private", "replaceable"),
+    [(0o1777, False, True), (0o755, False, False), (0o1777, True, False)],
+    ids=["shared", "of one user", "private"],
+)
+def test_the_socket_of_the_webhook_is_looked_for_where_the_broker_sees_it(tmp_path, mode, private, replaceable):
+    """A process that has its own directory in that place is as if below another root."""
+    own = tmp_path / "root"
+    shown = tmp_path / "spool"
+    shown.mkdir(mode=0o755)
+    shown.chmod(mode)
+    below = own / "100/root"
+    below.mkdir(parents=True)
+    if private:
+        (below / str(shown)[1:]).mkdir(parents=True)
+        (below / str(shown)[1:]).chmod(mode)
+    else:
+        (below / str(tmp_path)[1:]).parent.mkdir(parents=True)
+        (below / str(tmp_path)[1:]).symlink_to(tmp_path)
+    conf = {"webhook": {"url": "http://x"}, "system": {"hook_ipc_url": f"ipc://{shown}/a.ipc"}}
+    (found,) = _observe.event_sockets(conf, [{"pid": 100}], str(own))
+    assert found == {"pid": 100, "path": f"{shown}/a.ipc", "replaceable": replaceable}
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {},
+        {"webhook": {"url": "http://x", "enable": False}},
+        {"webhook": {"url": "http://x"}, "system": {"hook_ipc_url": "tcp://0.0.0.0:1"}},
+    ],
+)
+def test_without_a_webhook_there_is_no_such_socket(conf):
+    assert _observe.event_sockets(conf, [{"pid": 100}]) == []
 
 
 def test_key_files_are_told_apart_from_public_ones(tmp_path):
