@@ -606,7 +606,7 @@ def _own_sockets(conf: dict, context: dict) -> Iterator[str]:
     for name in ("hook_ipc_url", "cmd_ipc_url"):
         url = get(conf, "system", name)
         if isinstance(url, str) and not url.startswith(("ipc://", "inproc://")):
-            yield f"system.{name}: is not a file"
+            yield f"system.{name}: does not begin with ipc://"
 
 
 @_outside_rule(

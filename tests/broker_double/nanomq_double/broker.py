@@ -107,6 +107,8 @@ class Broker:
         self._running: list[asyncio.Task] = []
 
     async def start(self) -> None:
+        if NanomqPlugin.hook:
+            await NanomqPlugin.hook.start()
         await self.mqtt.start()
         config = self._config
         if config.enable:
@@ -129,8 +131,6 @@ class Broker:
                 server = await asyncio.start_server(_hang_up, sock=listening_socket(url))
                 self._servers.append(server)
 
-        if NanomqPlugin.hook:
-            await NanomqPlugin.hook.start()
         self._running = [asyncio.ensure_future(link.run()) for link in NanomqPlugin.links if link.leads_anywhere]
 
     async def _deliver(self, bridge: Bridge, topic: str, payload: bytes, qos: int) -> None:
