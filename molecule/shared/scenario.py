@@ -20,6 +20,8 @@ import jwt
 import pytest
 import testinfra
 import yaml
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _versions
+from ansible_collections.edgesec.nanomq.plugins.module_utils._schema import version_tuple
 from cryptography.hazmat.primitives import serialization
 
 SHARED = pathlib.Path(__file__).resolve().parent
@@ -171,6 +173,14 @@ def known_broker(name: str):
     host.ipv4 = inventory()[name]["lab_ipv4"]
     host.ipv6 = inventory()[name]["lab_ipv6"]
     return host
+
+
+def version_findings(host) -> set[str]:
+    """The rules that the version of a host's broker breaks however it is configured."""
+    version = version_tuple(host.check_output("dpkg-query -W -f '${Version}' nanomq"))
+    known = any(advisory.concerns(version) for advisory in _versions.ADVISORIES)
+    old = version < version_tuple(_versions.RECOMMENDED)
+    return {rule for rule, broken in (("NMQ-VER-003", known), ("NMQ-VER-004", old)) if broken}
 
 
 def private_key():

@@ -18,8 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import breaks
 import scenario
-from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy, _versions
-from ansible_collections.edgesec.nanomq.plugins.module_utils._schema import version_tuple
+from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy
 
 HERE = pathlib.Path(__file__).resolve().parent
 #: Where the collection's code lies on the hosts while they are broken.
@@ -42,21 +41,13 @@ def hardened() -> dict:
     return json.loads((run_dir() / "hardened/audit.json").read_text())
 
 
-def unavoidable(name: str) -> set[str]:
-    """The rules that the version of a host's broker breaks however it is configured."""
-    version = version_tuple(ssh(name, "dpkg-query -W -f '${Version}' nanomq", b""))
-    known = any(one.concerns(version) for one in _versions.ADVISORIES)
-    recommended = version >= version_tuple(_versions.RECOMMENDED)
-    return {rule for rule, broken in (("NMQ-VER-003", known), ("NMQ-VER-004", not recommended)) if broken}
-
-
 @pytest.fixture
 def of_version(broker) -> set[str]:
-    return unavoidable(broker.name)
+    return scenario.version_findings(broker)
 
 
 @pytest.fixture(scope="session")
-def broken() -> dict[str, dict]:
+def broken(brokers) -> dict[str, dict]:
     """{host: what the audit finds of each way to break it}, all hosts at once."""
     passphrase = scenario.HOSTS["nanomq_pki_authority_passphrase"]
     made = breaks.files(
@@ -67,17 +58,16 @@ def broken() -> dict[str, dict]:
         "files": {f"{breaks.FILES}/{name}": text for name, text in made.items()},
         "breaks": breaks.every(),
     }
-    names = scenario.broker_names()
-    with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
-        found = pool.map(lambda name: break_host(name, given), names)
-    return dict(zip(names, found, strict=True))
+    of_versions = {broker.name: sorted(scenario.version_findings(broker)) for broker in brokers}
+    with concurrent.futures.ThreadPoolExecutor(len(of_versions)) as pool:
+        found = pool.map(lambda item: break_host(item[0], {**given, "of_version": item[1]}), of_versions.items())
+    return dict(zip(of_versions, found, strict=True))
 
 
 def break_host(name: str, given: dict) -> dict:
-    whole = json.dumps({**given, "unavoidable": sorted(unavoidable(name))})
     ssh(name, f"rm -rf {CODE}; mkdir -p {CODE} && tar -C {CODE} -x", code())
     try:
-        return json.loads(ssh(name, f"python3 {CODE}/runner.py {CODE}", whole.encode(), timeout=900))
+        return json.loads(ssh(name, f"python3 {CODE}/runner.py {CODE}", json.dumps(given).encode(), timeout=900))
     finally:
         ssh(name, f"rm -rf {CODE} {breaks.FILES}", b"")
 

@@ -3,7 +3,7 @@
 """Breaks a hardened host in one way after the other, and says what the audit finds: runner.py CODE < BREAKS > FOUND
 
 Runs on the host, with the collection's own code, so that a hundred ways take minutes. CODE is where that lies.
-BREAKS (JSON): {token, unavoidable: [rule], files: {path: text}, breaks: [{name, changes, script, undo, restart,
+BREAKS (JSON): {token, of_version: [rule], files: {path: text}, breaks: [{name, changes, script, undo, restart,
 options}]}, see breaks.py.
 FOUND (JSON): {name: {findings: {rule: observed}, after: the same when it was undone, error}}.
 """
@@ -128,7 +128,7 @@ def main() -> None:
         os.chmod(path, 0o640)
     with open(CONF, encoding="utf-8") as handle:
         conf_text = handle.read()
-    clean = dict.fromkeys(given["unavoidable"], True)
+    clean = dict.fromkeys(given["of_version"], True)
     answer = {"clean": {"findings": found({"token": given["token"]}, lambda findings: findings == clean)}}
     for one in given["breaks"]:
         answer[one["name"]] = attempt(one, conf_text, given["token"], clean)
