@@ -175,9 +175,13 @@ def known_broker(name: str):
     return host
 
 
+def broker_version(host) -> tuple[int, ...]:
+    return version_tuple(host.check_output("dpkg-query -W -f '${Version}' nanomq"))
+
+
 def version_findings(host) -> set[str]:
     """The rules that the version of a host's broker breaks however it is configured."""
-    version = version_tuple(host.check_output("dpkg-query -W -f '${Version}' nanomq"))
+    version = broker_version(host)
     known = any(advisory.concerns(version) for advisory in _versions.ADVISORIES)
     old = version < version_tuple(_versions.RECOMMENDED)
     return {rule for rule, broken in (("NMQ-VER-003", known), ("NMQ-VER-004", old)) if broken}
