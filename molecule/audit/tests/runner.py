@@ -4,7 +4,7 @@
 
 Runs on the host, with the collection's own code, so that a hundred ways take minutes. CODE is where that lies.
 BREAKS (JSON): {token, of_version: [rule], files: {path: text}, breaks: [{name, changes, script, undo, restart,
-options}]}, see breaks.py.
+options, also, observed}]}, see breaks.py.
 FOUND (JSON): {name: {findings: {rule: observed}, after: the same when it was undone, error}}.
 """
 
@@ -78,6 +78,12 @@ def settle() -> None:
         time.sleep(0.1)
 
 
+def as_meant(one: dict, findings: dict[str, bool]) -> bool:
+    """Whether the rule is seen to be broken, and no other critical one: a login that is dropped misleads."""
+    critical = {rule for rule, observed in findings.items() if observed and _policy.RULES[rule].severity == "critical"}
+    return findings.get(one["rule"]) is one.get("observed", True) and critical <= {one["rule"], *one.get("also", [])}
+
+
 def attempt(one: dict, conf_text: str, token: str, clean: dict[str, bool]) -> dict:
     before = os.stat(CONF)
     options = {**one.get("options", {})}
@@ -92,8 +98,7 @@ def attempt(one: dict, conf_text: str, token: str, clean: dict[str, bool]) -> di
         if one.get("restart"):
             sh("systemctl restart nanomq")
             settle()
-        wanted = one.get("observed", True)
-        result["findings"] = found(options, lambda findings: findings.get(one["rule"]) is wanted)
+        result["findings"] = found(options, lambda findings: as_meant(one, findings))
     except Exception as error:
         result["error"] = f"{type(error).__name__}: {error}"
     finally:
