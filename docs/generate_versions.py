@@ -15,7 +15,8 @@ HEAD = """\
 What the collection does with a broker of a version. *Refused*: a deployment ends on the controller with a critical
 finding, before anything has changed, unless a waiver says otherwise. *Supported with findings*: it goes through, and
 every run and every audit names what the version is known for. On the versions under *run on* the broker's contract
-(`tests/contract`), the validator of a deployment and the policy were run; the release 0.25.3 calls itself 0.25.4.
+(`tests/contract`), the validator of a deployment and the policy were run, and on those that are not refused all
+scenarios (`molecule/`) as well; the release 0.25.3 calls itself 0.25.4.
 
 This page is made from the code by `python3 docs/generate_versions.py`.
 """
