@@ -397,6 +397,8 @@ def event_sockets(conf: dict, running: list, proc: str = "/proc") -> list[dict]:
     url = str(_policy.get(conf, "system", "hook_ipc_url") or DEFAULT_EVENT_SOCKET)
     if not url.startswith("ipc:///"):
         return []  # of one on the network another rule tells, and of a directory that is the broker's own as well
+    if not running:
+        raise NotObserved("no NanoMQ runs")
     path = url[len("ipc://") :]
     return [
         {"pid": item["pid"], "path": path, "replaceable": shared(f"{proc}/{item['pid']}/root", os.path.dirname(path))}

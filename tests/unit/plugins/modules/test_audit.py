@@ -575,6 +575,11 @@ def test_without_a_webhook_there_is_no_such_socket(conf):
     assert _observe.event_sockets(conf, [{"pid": 100}]) == []
 
 
+def test_where_a_broker_is_down_nobody_knows_where_it_sees_its_socket():
+    with pytest.raises(_policy.NotObserved):
+        _observe.event_sockets({"webhook": {"url": "http://x"}}, [])
+
+
 def test_key_files_are_told_apart_from_public_ones(tmp_path):
     private, public = tmp_path / "key.pem", tmp_path / "jwt.pub"
     private.write_text("-----BEGIN PRIVATE KEY-----\n")
