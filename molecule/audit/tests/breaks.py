@@ -147,7 +147,7 @@ ON_HOSTS = [
         "PrivateDevices=no",
     ),
     {
-        **unit("NMQ-SVC-031", "PrivateTmp=no"),
+        **unit("NMQ-SVC-031", "PrivateTmp=no", "ReadWritePaths=/tmp"),
         "changes": {"webhook": {"url": "http://127.0.0.1:18832/", "events": [{"event": "on_client_connack"}]}},
     },
     unit("NMQ-SVC-022", "LimitNOFILE=1024"),
