@@ -38,7 +38,6 @@ TIMEOUT = 2.0
 #: Sockets that are probed at most; a broker has four or five.
 MOST_SOCKETS = 16
 SHIPPED = "Basic YWRtaW46cHVibGlj"  # admin:public
-DEFAULT_EVENT_SOCKET = "ipc:///tmp/nanomq_hook.ipc"
 DEFAULT_CONFS = ("/etc/nanomq/nanomq.conf", "/etc/nanomq.conf", "/usr/local/etc/nanomq.conf")
 _PROGRAM_DIRS = ("/usr/local/bin", "/usr/bin")
 _SMALL = 4 << 20
@@ -391,10 +390,7 @@ def copies(about: dict) -> list[str]:
 
 def event_sockets(conf: dict, running: list, proc: str = "/proc") -> list[dict]:
     """The sockets at which brokers hand events to their webhook, and whether other users can make them before."""
-    webhook = _policy.get(conf, "webhook")
-    if not isinstance(webhook, dict) or _policy.get(webhook, "enable") is False:
-        return []
-    url = str(_policy.get(conf, "system", "hook_ipc_url") or DEFAULT_EVENT_SOCKET)
+    url = _policy.event_socket(conf)
     if not url.startswith("ipc:///"):
         return []  # of one on the network another rule tells, and of a directory that is the broker's own as well
     if not running:

@@ -349,6 +349,14 @@ def users(conf: dict) -> dict:
     return {str(k): v for k, v in _block(conf, "auth", "password").items() if isinstance(v, str)}
 
 
+def event_socket(conf: dict) -> str:
+    """The address at which the broker hands events to its webhook, empty where there is none."""
+    webhook = get(conf, "webhook")
+    if not isinstance(webhook, dict) or not _on(webhook):
+        return ""
+    return str(get(conf, "system", "hook_ipc_url") or _schema.lookup("system.hook_ipc_url").default)
+
+
 def _basic(conf: dict) -> bool:
     """Whether REST asks for user and password: the broker takes what it does not know for basic."""
     return isinstance(get(conf, "http_server"), dict) and get(conf, "http_server", "auth_type") not in (

@@ -12,11 +12,27 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 #: Two users, neither of them root: the one the broker runs as, and somebody else.
 SERVICE, OTHER = 65534, 65533
 #: Kinds of ends.
 REQUEST, REPLY, PUSH, PULL = 0x30, 0x31, 0x50, 0x51
 _KEPT_OUT = 4
+
+needs_a_second_user = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+
+
+def connected(address: str | tuple[str, int]) -> socket.socket:
+    """A connection to a file, or to a host and port."""
+    end = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+    end.settimeout(5)
+    try:
+        end.connect(address)
+    except OSError:
+        end.close()
+        raise
+    return end
 
 
 def greet(end: socket.socket, kind: int, other: int) -> None:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from harness import QUIET, TCP, Running, Starter, listens, wait_for
-from local_sockets import OTHER, REPLY, REQUEST, SERVICE, as_user, greet, receive, send
+from local_sockets import (
+    OTHER,
+    REPLY,
+    REQUEST,
+    SERVICE,
+    as_user,
+    connected,
+    greet,
+    needs_a_second_user,
+    receive,
+    send,
+)
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+pytestmark = needs_a_second_user
 
 SOCKET = "/tmp/nanomq_cmd.ipc"
 CLOSED = 'auth { allow_anonymous = false, password { "a" = "b" } }\n'
@@ -22,9 +31,7 @@ MINE = 'auth { allow_anonymous = false, password { "mine" = "mine" } }\n'
 
 def ask(command: str, address: str | tuple[str, int] = SOCKET) -> str | None:
     """The answer to a command, None where the broker hangs up."""
-    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as caller:
-        caller.settimeout(5)
-        caller.connect(address)
+    with connected(address) as caller:
         try:
             greet(caller, REQUEST, REPLY)
             send(caller, struct.pack("!I", 0x80000001) + command.encode())

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from harness import DENIED_LEAVES, QUIET, TCP, listens, topics, wait_for
-from local_sockets import OTHER, PULL, PUSH, SERVICE, as_user, greet, send
+from local_sockets import OTHER, PULL, PUSH, SERVICE, as_user, connected, greet, needs_a_second_user, send
 from local_sockets import receive as take
 from material import authority, certificate, private_pem
 
@@ -181,14 +181,11 @@ def test_a_receiver_that_is_away_does_not_keep_clients_out(broker, connect):
 # --- the socket by which the broker hands events to its webhook -------------------------------------------------------
 
 SOCKET = "/tmp/nanomq_hook.ipc"
-needs_a_second_user = pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
 
 
 def hand_in(text, address=SOCKET):
     """Hand in an event, as the broker does."""
-    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as end:
-        end.settimeout(5)
-        end.connect(address)
+    with connected(address) as end:
         greet(end, PUSH, PULL)
         send(end, text.encode())
         # The other end reads before it sees that this one is gone.

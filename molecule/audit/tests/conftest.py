@@ -41,7 +41,7 @@ def hardened() -> dict:
     return json.loads((run_dir() / "hardened/audit.json").read_text())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def of_version(broker) -> set[str]:
     return scenario.version_findings(broker)
 
