@@ -16,7 +16,10 @@ import scenario
 UNIT = "edgesec-nanomq-pull.service"
 STATE = "/var/lib/edgesec-nanomq-pull"
 INVITATION = "/etc/edgesec-nanomq/pull/invitation"
+TIMER = "edgesec-nanomq-pull.timer"
 HTTPS = "https://server:9444/fleet.git"
+#: As in the inventory: the timer must not start a run beside those of the tests.
+NEVER = "2099-01-01 UTC"
 #: The status of curl whose connection was closed while it was sending.
 HUNG_UP = 55
 
@@ -26,12 +29,12 @@ def pull(device, server):
     """Start what the timer starts, wait, and return the report that the collector has got."""
 
     def start(*, expect: str, reported: bool = True) -> dict:
-        count = int(server.check_output("cat /root/reports.jsonl 2>/dev/null | wc -l"))
+        count = len(reports(server))
         done = device.run(f"systemctl start {UNIT}")
         if reported:
-            lines = server.check_output("cat /root/reports.jsonl").splitlines()
-            assert len(lines) > count, device.check_output(f"journalctl -u {UNIT} -o cat | tail -n 40")
-            report = json.loads(lines[-1])
+            arrived = reports(server)
+            assert len(arrived) > count, device.check_output(f"journalctl -u {UNIT} -o cat | tail -n 40")
+            report = arrived[-1]
         else:
             report = json.loads(device.check_output(f"cat {STATE}/report.json"))
         assert report["result"] == expect, (report, device.check_output(f"journalctl -u {UNIT} -o cat | tail -n 60"))
@@ -56,6 +59,11 @@ def kill(device):
     return start
 
 
+def reports(server) -> list[dict]:
+    """What the collector has got, the oldest first."""
+    return [json.loads(line) for line in server.check_output("cat /root/reports.jsonl || true").splitlines()]
+
+
 def activity(device) -> str:
     return device.run(f"systemctl show -p ActiveState -p Result {UNIT}").stdout
 
@@ -71,7 +79,7 @@ def invite(server, *words: str) -> str:
 
 def test_the_timer_comes_by_chance_and_makes_up_for_what_was_missed(device):
     shown = device.check_output(
-        "systemctl show edgesec-nanomq-pull.timer -p RandomizedDelayUSec,FixedRandomDelay,Persistent,ActiveState"
+        f"systemctl show {TIMER} -p RandomizedDelayUSec,FixedRandomDelay,Persistent,ActiveState"
     ).split()
     assert sorted(shown) == [
         "ActiveState=active",
@@ -79,7 +87,9 @@ def test_the_timer_comes_by_chance_and_makes_up_for_what_was_missed(device):
         "Persistent=yes",
         "RandomizedDelayUSec=20min",
     ]
-    assert UNIT in device.check_output("systemctl list-timers edgesec-nanomq-pull.timer")
+    listed = device.check_output(f"TZ=UTC systemctl list-timers {TIMER}")
+    assert UNIT in listed
+    assert re.search(r"\b2099-01-01 00:[01]\d:\d\d UTC", listed), listed
 
 
 def test_without_an_invitation_nothing_is_changed(device, server, repository, pull):
@@ -251,10 +261,9 @@ def test_remote_and_collector_are_away(device, server, pull):
             "systemd-run --unit=collector --property=Restart=always python3 /root/collector.py"
         )
         assert scenario.eventually(lambda: server.run("ss -ltnH | grep -q :9443").rc == 0)
-    count = int(server.check_output("wc -l < /root/reports.jsonl"))
+    count = len(reports(server))
     pull(expect="ok")
-    results = [json.loads(line)["result"] for line in server.check_output("cat /root/reports.jsonl").splitlines()]
-    assert results[count:] == ["unreachable", "ok"]
+    assert [report["result"] for report in reports(server)[count:]] == ["unreachable", "ok"]
     assert not device.file(f"{STATE}/unsent.json").exists
 
 
@@ -403,8 +412,11 @@ print(pull.deliver(config, {"result": "by mqtt"}))
     device.check_output(f"rm -f {STATE}/unsent.json")
 
 
-def test_the_repository_says_who_may_sign_next(device, server, repository, pull):
-    """A host keeps its own pulling as the repository says: a signer of before takes in another one."""
+def test_the_repository_says_who_may_sign_next_and_when(device, server, repository, pull):
+    """A host keeps its own pulling as the repository says: a signer of before takes in another one.
+
+    What that one signs is taken in by the timer alone, and it says when the timer comes from then on.
+    """
     config = json.loads(device.check_output("cat /etc/edgesec-nanomq/pull/config.json"))
 
     def text(name: str) -> str:
@@ -419,7 +431,8 @@ def test_the_repository_says_who_may_sign_next(device, server, repository, pull)
         nanomq_pull_remote=HTTPS,
         nanomq_pull_remote_ca=(repository.place / "git_ca.pem").read_text(),
         nanomq_pull_vault_password_path=config["vault_password_path"],
-        nanomq_pull_random_delay="20min",
+        nanomq_pull_calendar="*:*:0/2",
+        nanomq_pull_random_delay="0",
         nanomq_pull_report_url=config["report_url"],
         nanomq_pull_report_ca=text("report_ca.pem"),
         nanomq_pull_report_secret_path=config["report_secret_path"],
@@ -428,10 +441,12 @@ def test_the_repository_says_who_may_sign_next(device, server, repository, pull)
     )
     repository.push(address=server.ipv4)
     assert pull(expect="changed")["counts"]["changed"] == 1
-    repository.commit("mallory")
+    newer = repository.commit("mallory", nanomq_pull_calendar=NEVER)
     repository.push(address=server.ipv4)
-    report = pull(expect="ok")
-    assert (report["signer"], report["commit"]) == ("mallory", repository.git("rev-parse", "HEAD"))
+    assert scenario.eventually(lambda: reports(server)[-1]["commit"] == newer, seconds=120)
+    assert [reports(server)[-1][name] for name in ("signer", "result")] == ["mallory", "changed"]
+    assert scenario.eventually(lambda: "ActiveState=inactive" in activity(device))
+    assert pull(expect="ok")["commit"] == newer
 
 
 def test_a_remote_by_https_with_a_private_ca(device, server, repository, pull):
