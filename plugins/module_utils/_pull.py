@@ -129,12 +129,29 @@ class Repository:
         )
 
     def _remedy(self, text: str) -> str:
-        """Say what is to be put right where who answered at the remote could not show who it is."""
-        if not self.config["remote"].startswith("https:") or "certificate" not in text.lower():
+        """Say what is to be put right where the remote could not show who it is, or this host who it is."""
+        if not self.config["remote"].startswith("https:"):
             return ""
-        if self.config["remote_ca"]:
-            return " (the certificate shown there is by none of the CAs in nanomq_pull_remote_ca, or for another name)"
-        return " (the certificate shown there is by no CA of this host, or for another name; see nanomq_pull_remote_ca)"
+        if "certificate" in text.lower():
+            if self.config["remote_ca"]:
+                where = "by none of the CAs in nanomq_pull_remote_ca, or for another name"
+            else:
+                where = "by no CA of this host, or for another name; see nanomq_pull_remote_ca"
+            return f" (the certificate shown there is {where})"
+        if "could not read Username" in text or "Authentication failed" in text:
+            return f" (nanomq_pull_remote_secret_path: {self._refused_secret()})"
+        return ""
+
+    def _refused_secret(self) -> str:
+        """Return why this host could not show who it is."""
+        path = self.config["remote_secret_path"]
+        if not path:
+            return "none is set, and the remote asks for one"
+        try:
+            read_private(path)
+        except Failed as error:
+            return str(error)
+        return f"what is in {path} is not taken there"
 
     def _renew(self) -> subprocess.CompletedProcess:
         """Fetch into a repository that is made anew, which takes the place of the old one if that worked.
@@ -261,6 +278,7 @@ class Repository:
             *("-c", "core.fsync=all", "-c", "fetch.unpackLimit=1"),
             *("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60", "-c", "http.followRedirects=false"),
             *(("-c", f"http.sslCAInfo={config['remote_ca']}") if config["remote_ca"] else ()),
+            *(("-c", f"credential.helper={credential_helper(config)}") if config["remote_secret_path"] else ()),
             *(options or ()),
             *(("--git-dir", self.path) if inside else ()),
             *arguments,
@@ -283,6 +301,28 @@ class Repository:
         if check and done.returncode:
             raise Failed(f"git {arguments[0]}: {last_line(done.stderr) or f'exit {done.returncode}'}")
         return done
+
+
+def credential_helper(config: dict) -> str:
+    """Return what git asks for the name and the secret of this host, once a remote by HTTPS wants to know them.
+
+    It is this program (see show_credential): so the secret is in no argument and no environment, and git keeps no copy.
+    """
+    path, name = config["remote_secret_path"], config["remote_username"]
+    return "!" + shlex.join([sys.executable, "-I", os.path.realpath(__file__), "--credential", path, name])
+
+
+def show_credential(path: str, name: str, operation: str) -> int:
+    """Answer git as its helper for credentials. What it would have stored or erased is left as it is."""
+    if operation != "get":
+        return 0
+    try:
+        secret = read_private(path)
+    except Failed:
+        # Without an answer git gives up, and the report says why.
+        return 1
+    tell(f"username={name}\npassword={secret}\n")
+    return 0
 
 
 def git_environment(config: dict, scheme: str) -> dict[str, str]:
@@ -855,6 +895,7 @@ def complaints(config: dict) -> list[str]:
         ("ssh_key", "nanomq_pull_ssh_key_path"),
         ("vault_password_path", "nanomq_pull_vault_password_path"),
         ("report_secret_path", "nanomq_pull_report_secret_path"),
+        ("remote_secret_path", "nanomq_pull_remote_secret_path"),
     ):
         if config[name]:
             try:
@@ -882,7 +923,12 @@ def _must_be_private(path: str, found: os.stat_result) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Pull once, by the configuration in a file; ``--check JSON``: say what is missing on this host."""
+    """Pull once, by the configuration in a file.
+
+    ``--check JSON``: say what is missing on this host. ``--credential PATH NAME get``: answer git.
+    """
+    if arguments[:1] == ["--credential"]:
+        return show_credential(*arguments[1:])
     if arguments[:1] == ["--check"]:
         found = complaints(json.loads(arguments[1]))
         tell("\n".join(found) + "\n")

@@ -45,6 +45,8 @@ class Place:
             "name": "box",
             "signers": str(path / "allowed_signers"),
             "remote_ca": "",
+            "remote_secret_path": "",
+            "remote_username": "reader",
             "ssh_key": "",
             "known_hosts": "",
             "size_limit": 2**20,
@@ -117,5 +119,17 @@ class Collector(http.server.BaseHTTPRequestHandler):
 
 
 class Files(http.server.SimpleHTTPRequestHandler):
+    """Serves files, to all or to those alone who show what is ``wanted``."""
+
+    wanted = None
+
+    def do_GET(self):
+        if self.wanted and self.headers.get("Authorization") != self.wanted:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="git"')
+            self.end_headers()
+        else:
+            super().do_GET()
+
     def log_message(self, format, *args):
         pass

@@ -1,18 +1,29 @@
 # Copyright: Contributors to the edgesec.nanomq collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Git over HTTPS: git's own backend, for reading. Arguments: certificate and key."""
+"""Git over HTTPS: git's own backend, for reading, by who shows name and token. Arguments: certificate, key, token."""
 
 from __future__ import annotations
 
+import base64
 import http.server
 import os
+import pathlib
 import ssl
 import subprocess
 import sys
 
+TOKEN = pathlib.Path(sys.argv[3]).read_text().strip()
+WANTED = "Basic " + base64.b64encode(f"device:{TOKEN}".encode()).decode()
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        if self.headers.get("Authorization") != WANTED:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="git"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         path, _mark, query = self.path.partition("?")
         length = self.headers.get("Content-Length", "0")
         asked = {

@@ -84,6 +84,7 @@ def make(place: pathlib.Path, trusted: str) -> None:
     (place / "ca.pem").write_text(trusted)
     (place / "vault_password").write_text("the vault's password\n")
     (place / "collector_token").write_text("the-collectors-token\n")
+    (place / "git_token").write_text("the-remotes-token\n")
     server = "-subj /CN=server -addext subjectAltName=DNS:server"
     for name, what in (
         ("collector", server),

@@ -18,6 +18,7 @@ STATE = "/var/lib/edgesec-nanomq-pull"
 INVITATION = "/etc/edgesec-nanomq/pull/invitation"
 TIMER = "edgesec-nanomq-pull.timer"
 HTTPS = "https://server:9444/fleet.git"
+GIT_SECRET = "/etc/edgesec-nanomq-git"
 #: As in the inventory: the timer must not start a run beside those of the tests.
 NEVER = "2099-01-01 UTC"
 #: The status of curl whose connection was closed while it was sending.
@@ -430,6 +431,8 @@ def test_the_repository_says_who_may_sign_next_and_when(device, server, reposito
         nanomq_pull_signers=people,
         nanomq_pull_remote=HTTPS,
         nanomq_pull_remote_ca=(repository.place / "git_ca.pem").read_text(),
+        nanomq_pull_remote_secret_path=GIT_SECRET,
+        nanomq_pull_remote_username="device",
         nanomq_pull_vault_password_path=config["vault_password_path"],
         nanomq_pull_calendar="*:*:0/2",
         nanomq_pull_random_delay="0",
@@ -450,12 +453,15 @@ def test_the_repository_says_who_may_sign_next_and_when(device, server, reposito
 
 
 def test_a_remote_by_https_with_a_private_ca(device, server, repository, pull):
-    """Which the device was moved to by the last commit. Who answers there with another certificate is not asked."""
+    """Which the device was moved to by the last commit. Who answers there with another certificate is not asked.
+
+    And it answers those alone who show their token, which is nowhere to be seen.
+    """
     config = json.loads(device.check_output("cat /etc/edgesec-nanomq/pull/config.json"))
     assert config["remote"] == HTTPS
     serve = (
         "systemctl stop git-https; systemd-run --unit=git-https --uid=fleet --property=Restart=always "
-        "python3 /srv/https/git_https.py /srv/https/{0}.pem /srv/https/{0}.key; "
+        "python3 /srv/https/git_https.py /srv/https/{0}.pem /srv/https/{0}.key /srv/https/git_token; "
         "for i in $(seq 50); do ss -ltnH | grep -q :9444 && break; sleep 0.1; done"
     )
     accepted = repository.git("rev-parse", "HEAD")
@@ -466,6 +472,18 @@ def test_a_remote_by_https_with_a_private_ca(device, server, repository, pull):
     assert "nanomq_pull_remote_ca" in report["cause"]
     assert (report["offered"], report["commit"]) == ("", accepted)
     server.check_output(serve.format("git"))
+
+    device.check_output(f"mv {GIT_SECRET} /root/git-secret && install -m 0600 /dev/null {GIT_SECRET}")
+    device.check_output(f"echo another-token > {GIT_SECRET}")
+    report = pull(expect="unreachable")
+    assert f"nanomq_pull_remote_secret_path: what is in {GIT_SECRET} is not taken" in report["cause"]
+    assert (report["offered"], report["commit"]) == ("", accepted)
+    device.check_output(f"mv /root/git-secret {GIT_SECRET}")
+    assert pull(expect="changed")["commit"] == repository.git("rev-parse", "HEAD")
+    token = (repository.place / "git_token").read_text().strip()
+    told = server.check_output("cat /root/reports.jsonl") + device.check_output("journalctl --no-pager -o cat")
+    assert token not in told
+    assert device.run(f"grep -rlF --exclude-dir=journal {token} /etc /var/lib /run /tmp").stdout.split() == [GIT_SECRET]
 
 
 def test_an_end_of_pulling(device):

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import functools
 import http.server
 import json
 import os
+import pathlib
 import socket
 import ssl
 import subprocess
@@ -206,6 +208,55 @@ class TestHttps:
         report = place.pull()
         assert report["result"] == "unreachable"
         assert "or for another name" in report["cause"]
+
+    def must_show(self, place, monkeypatch, wanted: bytes) -> pathlib.Path:
+        """From now on the remote asks who comes. Returns the file with the secret, which holds a token."""
+        monkeypatch.setattr(Files, "wanted", "Basic " + base64.b64encode(wanted).decode())
+        secret = place.path / "token"
+        secret.write_text("to ken'$\n")
+        secret.chmod(0o600)
+        place.config.update(remote_ca=str(place.path / "one.pem"), remote_secret_path=str(secret))
+        return secret
+
+    def test_a_remote_that_asks_who_comes(self, place, monkeypatch):
+        """The secret is in no argument, no environment and no file of git's."""
+        self.must_show(place, monkeypatch, b"reader:to ken'$")
+        told, run = [], subprocess.run
+
+        def tells(command, **options):
+            told.extend([*command, *options.get("env", {}).values()])
+            return run(command, **options)
+
+        monkeypatch.setattr(_pull.subprocess, "run", tells)
+        assert place.pull()["commit"] == self.commit
+        assert any("--credential" in word for word in told)
+        assert not [word for word in told if "to ken" in word]
+        assert run(["grep", "-r", "to ken", str(place.state)], check=False).returncode == 1
+
+    def test_a_secret_that_is_not_taken_is_left_alone(self, place, monkeypatch):
+        secret = self.must_show(place, monkeypatch, b"reader:another one")
+        report = place.pull()
+        assert (report["result"], report["commit"]) == ("unreachable", "")
+        assert f"nanomq_pull_remote_secret_path: what is in {secret} is not taken there" in report["cause"]
+        assert "to ken" not in json.dumps(report)
+        assert secret.read_text() == "to ken'$\n"
+
+    @pytest.mark.parametrize(
+        ("break_it", "words"),
+        [
+            (lambda place, secret: secret.unlink(), "No such file"),
+            (lambda place, secret: secret.chmod(0o644), "nobody else can read"),
+            (lambda place, secret: secret.write_text("one\nusername=two\n"), "must hold one line"),
+            (lambda place, secret: place.config.update(remote_secret_path=""), "none is set"),
+        ],
+    )
+    def test_a_secret_that_cannot_be_shown(self, place, monkeypatch, break_it, words):
+        secret = self.must_show(place, monkeypatch, b"reader:to ken'$")
+        break_it(place, secret)
+        report = place.pull()
+        assert (report["result"], report["commit"]) == ("unreachable", "")
+        assert "(nanomq_pull_remote_secret_path: " in report["cause"]
+        assert words in report["cause"]
 
 
 class TestRuns:
