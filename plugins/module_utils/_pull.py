@@ -28,6 +28,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -46,6 +47,12 @@ VERIFIED, OFFERED = "refs/heads/verified", "refs/edgesec/offered"
 
 #: From bad to good: of a report the worst counts.
 RESULTS = ("failed", "refused", "unreachable", "changed", "ok")
+
+#: Where the role keeps the configuration.
+CONFIG = "/etc/edgesec-nanomq/pull/config.json"
+
+#: For what is fetched to be looked at alone. Not /tmp, which can be memory.
+SCRATCH = "/var/tmp"
 
 #: Its journal has what a report has not.
 SERVICE = "edgesec-nanomq-pull.service"
@@ -101,6 +108,11 @@ class Repository:
 
     def fetch(self) -> str:
         """Get what the remote offers, and return its last commit. Raises Unreachable or Failed."""
+        if self.config["remote_secret_path"]:
+            try:
+                read_private(self.config["remote_secret_path"])
+            except Failed as error:
+                raise Unreachable(f"nanomq_pull_remote_secret_path: {error}") from None
         if os.path.isdir(self.path):
             self.sweep()
             done = self._get()
@@ -139,19 +151,10 @@ class Repository:
                 where = "by no CA of this host, or for another name; see nanomq_pull_remote_ca"
             return f" (the certificate shown there is {where})"
         if "could not read Username" in text or "Authentication failed" in text:
-            return f" (nanomq_pull_remote_secret_path: {self._refused_secret()})"
+            path = self.config["remote_secret_path"]
+            why = f"what is in {path} is not taken there" if path else "none is set, and the remote asks for one"
+            return f" (nanomq_pull_remote_secret_path: {why})"
         return ""
-
-    def _refused_secret(self) -> str:
-        """Return why this host could not show who it is."""
-        path = self.config["remote_secret_path"]
-        if not path:
-            return "none is set, and the remote asks for one"
-        try:
-            read_private(path)
-        except Failed as error:
-            return str(error)
-        return f"what is in {path} is not taken there"
 
     def _renew(self) -> subprocess.CompletedProcess:
         """Fetch into a repository that is made anew, which takes the place of the old one if that worked.
@@ -304,25 +307,14 @@ class Repository:
 
 
 def credential_helper(config: dict) -> str:
-    """Return what git asks for the name and the secret of this host, once a remote by HTTPS wants to know them.
+    """Return what git runs for the name and the secret of this host, once a remote by HTTPS asks for them.
 
-    It is this program (see show_credential): so the secret is in no argument and no environment, and git keeps no copy.
+    A shell reads the file and answers by itself: the secret is in no argument and no environment. What git would have
+    stored or erased is left as it is.
     """
-    path, name = config["remote_secret_path"], config["remote_username"]
-    return "!" + shlex.join([sys.executable, "-I", os.path.realpath(__file__), "--credential", path, name])
-
-
-def show_credential(path: str, name: str, operation: str) -> int:
-    """Answer git as its helper for credentials. What it would have stored or erased is left as it is."""
-    if operation != "get":
-        return 0
-    try:
-        secret = read_private(path)
-    except Failed:
-        # Without an answer git gives up, and the report says why.
-        return 1
-    tell(f"username={name}\npassword={secret}\n")
-    return 0
+    name, path = shlex.quote(config["remote_username"]), shlex.quote(config["remote_secret_path"])
+    answer = f"printf 'username=%s\\npassword=%s\\n' {name} \"$(tr -d '\\r\\n' < {path})\""
+    return f'!answer() {{ test "$1" != get || {answer}; }}; answer'
 
 
 def git_environment(config: dict, scheme: str) -> dict[str, str]:
@@ -908,6 +900,57 @@ def complaints(config: dict) -> list[str]:
     return found
 
 
+#: Of a configuration, what decides where commits come from and which are taken. The files count by their texts.
+WAY = ("remote", "branch", "at_least", "ssh_key", "remote_secret_path", "remote_username")
+
+
+def refusal(config: dict, files: dict[str, str]) -> list[str]:
+    """Return why this host would take nothing any more if it pulled by this configuration, or [].
+
+    A host that was told of a wrong remote, branch, CA or signer is cut off from all that could tell it better. So what
+    is to be in force is tried beside what is, if it is another way: fetched, and checked as the next pull will.
+    """
+    if _in_force(config, files):
+        return []
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgesec-nanomq-pull.", dir=SCRATCH) as folder:
+            place = dict(config, state=folder)
+            for number, (path, text) in enumerate(sorted(files.items())):
+                there = os.path.join(folder, f"file-{number}")
+                with open(there, "w", encoding="utf-8") as handle:
+                    handle.write(text)
+                place = {name: there if value == path else value for name, value in place.items()}
+            repository = Repository(place)
+            offered = repository.fetch()
+            repository.check_signature(offered)
+            repository.check_order(offered, load_state(config)["accepted"])
+    except (Refused, Unreachable, Failed, OSError) as error:
+        return [
+            f"by these nanomq_pull_ variables this host would take nothing any more: {error}. Nothing was changed."
+            " Where the remote cannot be asked yet, such as in the image of a device: nanomq_pull_try: false"
+        ]
+    return []
+
+
+def _in_force(config: dict, files: dict[str, str]) -> bool:
+    """Whether this host pulls from there already, and takes the same."""
+    try:
+        with open(CONFIG, encoding="utf-8") as handle:
+            present = json.load(handle)
+        if any(present.get(name) != config[name] for name in WAY):
+            return False
+        for name in ("signers", "known_hosts", "remote_ca"):
+            if present.get(name) != config[name]:
+                return False
+            if config[name]:
+                with open(config[name], encoding="utf-8") as handle:
+                    if handle.read() != files[config[name]]:
+                        return False
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def check_key_file(path: str) -> None:
     """Raise Failed unless a file is root's and closed to all others, without reading it."""
     try:
@@ -923,14 +966,16 @@ def _must_be_private(path: str, found: os.stat_result) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Pull once, by the configuration in a file.
+    """Pull once, by the configuration in a file; ``--check JSON``: say why this host could not pull by another one.
 
-    ``--check JSON``: say what is missing on this host. ``--credential PATH NAME get``: answer git.
+    ``JSON``: an object with ``config``, the ``files`` that it names, each with its text, and ``try``: whether it is
+    tried where it changes what is taken.
     """
-    if arguments[:1] == ["--credential"]:
-        return show_credential(*arguments[1:])
     if arguments[:1] == ["--check"]:
-        found = complaints(json.loads(arguments[1]))
+        asked = json.loads(arguments[1])
+        found = complaints(asked["config"])
+        if asked["try"] and not found:
+            found = refusal(asked["config"], asked["files"])
         tell("\n".join(found) + "\n")
         return 1 if found else 0
     with open(arguments[0], encoding="utf-8") as handle:

@@ -442,6 +442,15 @@ def test_the_repository_says_who_may_sign_next_and_when(device, server, reposito
         nanomq_pull_signer_url="https://server:8443",
         nanomq_pull_signer_ca=text("signer_ca.pem"),
     )
+    # One letter, and the device could be told nothing any more.
+    wrong = repository.commit("alice", nanomq_pull_branch="mian")
+    repository.push(address=server.ipv4)
+    report = pull(expect="failed")
+    assert report["failed"]["task"].endswith("or that would take nothing any more")
+    assert report["commit"] == wrong
+    assert json.loads(device.check_output("cat /etc/edgesec-nanomq/pull/config.json")) == config
+
+    repository.commit("alice", nanomq_pull_branch="main")
     repository.push(address=server.ipv4)
     assert pull(expect="changed")["counts"]["changed"] == 1
     newer = repository.commit("mallory", nanomq_pull_calendar=NEVER)

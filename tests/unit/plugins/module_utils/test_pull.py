@@ -163,6 +163,78 @@ class TestOffers:
         assert "must be a directory of root's" in place.pull()["cause"]
 
 
+class TestTry:
+    """What a host is to pull by is tried before it is in force: it could be told nothing better afterwards."""
+
+    @pytest.fixture(autouse=True)
+    def host(self, place, monkeypatch, tmp_path_factory):
+        self.place, self.folder = place, tmp_path_factory.mktemp("scratch")
+        monkeypatch.setattr(_pull, "CONFIG", str(place.path / "config.json"))
+        monkeypatch.setattr(_pull, "SCRATCH", str(self.folder))
+        self.commit = place.commit("alice")
+
+    def set_up(self) -> None:
+        assert self.place.pull()["result"] == "ok"
+        (self.place.path / "config.json").write_text(json.dumps(self.place.config))
+
+    def ask(self, capsys, *, signers: str = "alice", tried: bool = True, **changes: str) -> str:
+        """What the role is answered, '' for yes. The host stays as it is."""
+        before = {path: path.stat().st_mtime_ns for path in self.place.state.rglob("*")}
+        config = {**self.place.config, **changes}
+        text = f'{signers} namespaces="git" {(self.place.path / f"{signers}.pub").read_text()}'
+        question = {"config": config, "files": {config["signers"]: text}, "try": tried}
+        capsys.readouterr()
+        status = _pull.main(["--check", json.dumps(question)])
+        answer = capsys.readouterr().out.strip()
+        assert status == bool(answer)
+        assert {path: path.stat().st_mtime_ns for path in self.place.state.rglob("*")} == before
+        assert list(self.folder.iterdir()) == []
+        return answer
+
+    def test_at_first(self, capsys):
+        assert self.ask(capsys) == ""
+        assert "remote ref refs/heads/mian" in self.ask(capsys, branch="mian")
+        assert self.ask(capsys, branch="mian", tried=False) == ""
+
+    def test_what_is_in_force_is_not_tried_again(self, capsys):
+        self.set_up()
+        self.place.tree.rename(self.place.path / "away")
+        assert self.ask(capsys) == ""
+        assert self.ask(capsys, report_url="https://collector.example/x", size_limit=2**21) == ""
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"remote": "file:///nowhere"}, "/nowhere"),
+            ({"branch": "mian"}, "couldn't find remote ref"),
+            ({"signers": "mallory"}, "is not signed by one of nanomq_pull_signers"),
+            ({"at_least": "0" * 40}, "nanomq_pull_at_least"),
+        ],
+    )
+    def test_what_leads_nowhere(self, capsys, changes, words):
+        self.set_up()
+        answer = self.ask(capsys, **changes)
+        assert words in answer
+        assert "nanomq_pull_try: false" in answer
+
+    def test_another_history(self, capsys):
+        self.set_up()
+        git(self.place.tree, "checkout", "--quiet", "--orphan", "other")
+        self.place.commit("alice", one="1")
+        assert "going back is refused" in self.ask(capsys, branch="other")
+
+    def test_a_later_commit_elsewhere(self, capsys):
+        self.set_up()
+        git(self.place.tree, "checkout", "--quiet", "-b", "other")
+        later = self.place.commit("mallory")
+        assert self.ask(capsys, branch="other", signers="mallory", at_least=later) == ""
+        assert "is not signed by one of" in self.ask(capsys, branch="other")
+
+    def test_what_is_missing_is_said_first(self, capsys):
+        assert "nanomq_pull_ssh_key_path" in (answer := self.ask(capsys, ssh_key="/nowhere", branch="mian"))
+        assert "mian" not in answer
+
+
 class TestHttps:
     """A remote by HTTPS, served as files; git's own backend is what the scenario has."""
 
@@ -229,7 +301,7 @@ class TestHttps:
 
         monkeypatch.setattr(_pull.subprocess, "run", tells)
         assert place.pull()["commit"] == self.commit
-        assert any("--credential" in word for word in told)
+        assert any("credential.helper" in word for word in told)
         assert not [word for word in told if "to ken" in word]
         assert run(["grep", "-r", "to ken", str(place.state)], check=False).returncode == 1
 
@@ -255,7 +327,7 @@ class TestHttps:
         break_it(place, secret)
         report = place.pull()
         assert (report["result"], report["commit"]) == ("unreachable", "")
-        assert "(nanomq_pull_remote_secret_path: " in report["cause"]
+        assert "nanomq_pull_remote_secret_path: " in report["cause"]
         assert words in report["cause"]
 
 
