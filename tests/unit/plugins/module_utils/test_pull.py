@@ -15,6 +15,7 @@ import socket
 import ssl
 import subprocess
 import threading
+from unittest import mock
 
 import pytest
 from ansible_collections.edgesec.nanomq.plugins.module_utils import _policy, _pull
@@ -293,17 +294,13 @@ class TestHttps:
     def test_a_remote_that_asks_who_comes(self, place, monkeypatch):
         """The secret is in no argument, no environment and no file of git's."""
         self.must_show(place, monkeypatch, b"reader:to ken'$")
-        told, run = [], subprocess.run
-
-        def tells(command, **options):
-            told.extend([*command, *options.get("env", {}).values()])
-            return run(command, **options)
-
-        monkeypatch.setattr(_pull.subprocess, "run", tells)
+        run = mock.Mock(wraps=subprocess.run)
+        monkeypatch.setattr(_pull.subprocess, "run", run)
         assert place.pull()["commit"] == self.commit
+        told = [word for call in run.call_args_list for word in [*call.args[0], *call.kwargs.get("env", {}).values()]]
         assert any("credential.helper" in word for word in told)
         assert not [word for word in told if "to ken" in word]
-        assert run(["grep", "-r", "to ken", str(place.state)], check=False).returncode == 1
+        assert subprocess.run(["grep", "-r", "to ken", str(place.state)], check=False).returncode == 1
 
     def test_a_secret_that_is_not_taken_is_left_alone(self, place, monkeypatch):
         secret = self.must_show(place, monkeypatch, b"reader:another one")
