@@ -83,6 +83,9 @@ _TEMPORARY = re.compile(r"[a-z]+\.json\.[0-9a-f]{8}", re.ASCII)
 #: The status of a program that was ended for being late.
 TIMED_OUT = 124
 
+#: The status for a host that lacks something, which in check mode may be what the run would install.
+MISSING = 2
+
 
 class Refused(Exception):
     """What the remote offers is not to be applied."""
@@ -969,15 +972,14 @@ def main(arguments: list[str]) -> int:
     """Pull once, by the configuration in a file; ``--check JSON``: say why this host could not pull by another one.
 
     ``JSON``: an object with ``config``, the ``files`` that it names, each with its text, and ``try``: whether it is
-    tried where it changes what is taken.
+    tried where it changes what is taken. The status is MISSING where the host lacks something.
     """
     if arguments[:1] == ["--check"]:
         asked = json.loads(arguments[1])
-        found = complaints(asked["config"])
-        if asked["try"] and not found:
-            found = refusal(asked["config"], asked["files"])
+        missing = complaints(asked["config"])
+        found = missing or (refusal(asked["config"], asked["files"]) if asked["try"] else [])
         tell("\n".join(found) + "\n")
-        return 1 if found else 0
+        return MISSING if missing else int(bool(found))
     with open(arguments[0], encoding="utf-8") as handle:
         config = json.load(handle)
     os.makedirs(config["state"], mode=0o700, exist_ok=True)

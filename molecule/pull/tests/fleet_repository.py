@@ -67,6 +67,11 @@ class FleetRepository:
         self.git(*sign, "commit", "--quiet", "--message=change", "-S" if signer else "--no-gpg-sign", "--allow-empty")
         return self.git("rev-parse", "HEAD")
 
+    def people(self) -> list[dict[str, str]]:
+        """Those who may sign, once the first of them has taken in the other."""
+        keys = {name: (self.place / f"{name}.pub").read_text().strip() for name in ("alice", "mallory")}
+        return [{"name": name, "key": key} for name, key in keys.items()]
+
     def push(self, *, address: str) -> None:
         """Make the work tree's branch that of the remote, whatever that was."""
         self.git("push", "--quiet", "--force", f"ssh://fleet@{address}/srv/fleet.git", "HEAD:refs/heads/main")

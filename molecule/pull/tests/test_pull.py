@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import pathlib
 import re
@@ -423,12 +424,9 @@ def test_the_repository_says_who_may_sign_next_and_when(device, server, reposito
     def text(name: str) -> str:
         return device.check_output(f"cat /etc/edgesec-nanomq/pull/{name}") + "\n"
 
-    people = [
-        {"name": name, "key": (repository.place / f"{name}.pub").read_text().strip()} for name in ("alice", "mallory")
-    ]
     repository.commit(
         "alice",
-        nanomq_pull_signers=people,
+        nanomq_pull_signers=repository.people(),
         nanomq_pull_remote=HTTPS,
         nanomq_pull_remote_ca=(repository.place / "git_ca.pem").read_text(),
         nanomq_pull_remote_secret_path=GIT_SECRET,
@@ -493,6 +491,21 @@ def test_a_remote_by_https_with_a_private_ca(device, server, repository, pull):
     told = server.check_output("cat /root/reports.jsonl") + device.check_output("journalctl --no-pager -o cat")
     assert token not in told
     assert device.run(f"grep -rlF --exclude-dir=journal {token} /etc /var/lib /run /tmp").stdout.split() == [GIT_SECRET]
+
+
+def test_what_is_pushed_is_tried_as_well(device, repository):
+    """By the inventory alice alone may sign: the device would not take mallory's last commit. Check mode says so."""
+    before = device.check_output("cat /etc/edgesec-nanomq/pull/config.json /etc/edgesec-nanomq/pull/allowed_signers")
+    setup = functools.partial(scenario.play, "edgesec.nanomq.pull_setup", hosts="device", nanomq_pull_try=True)
+    for arguments in ([], ["--check"]):
+        run = setup(*arguments)
+        assert run.status != 0
+        assert "is not signed by one of nanomq_pull_signers" in run.flat()
+    run = setup("--check", nanomq_pull_signers=repository.people())
+    assert run.status == 0, run.output
+    assert "changed=1" in run.output
+    present = device.check_output("cat /etc/edgesec-nanomq/pull/config.json /etc/edgesec-nanomq/pull/allowed_signers")
+    assert present == before
 
 
 def test_an_end_of_pulling(device):
