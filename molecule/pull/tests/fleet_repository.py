@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 PROJECT = pathlib.Path(__file__).resolve().parents[3]
+GIT_SECRET = "/etc/edgesec-nanomq-git"
 CLIENT = "/usr/local/lib/edgesec-nanomq/enrol.py"
 
 #: Whatever a device can be given that is secret, used by it or not.
@@ -71,6 +72,15 @@ class FleetRepository:
         """Those who may sign, once the first of them has taken in the other."""
         keys = {name: (self.place / f"{name}.pub").read_text().strip() for name in ("alice", "mallory")}
         return [{"name": name, "key": key} for name, key in keys.items()]
+
+    def https(self) -> dict[str, str]:
+        """How the device reaches the remote by HTTPS."""
+        return {
+            "nanomq_pull_remote": "https://server:9444/fleet.git",
+            "nanomq_pull_remote_ca": (self.place / "git_ca.pem").read_text(),
+            "nanomq_pull_remote_secret_path": GIT_SECRET,
+            "nanomq_pull_remote_username": "device",
+        }
 
     def push(self, *, address: str) -> None:
         """Make the work tree's branch that of the remote, whatever that was."""

@@ -13,13 +13,12 @@ import shlex
 
 import pytest
 import scenario
+from fleet_repository import GIT_SECRET
 
 UNIT = "edgesec-nanomq-pull.service"
 STATE = "/var/lib/edgesec-nanomq-pull"
 INVITATION = "/etc/edgesec-nanomq/pull/invitation"
 TIMER = "edgesec-nanomq-pull.timer"
-HTTPS = "https://server:9444/fleet.git"
-GIT_SECRET = "/etc/edgesec-nanomq-git"
 #: As in the inventory: the timer must not start a run beside those of the tests.
 NEVER = "2099-01-01 UTC"
 #: The status of curl whose connection was closed while it was sending.
@@ -427,10 +426,7 @@ def test_the_repository_says_who_may_sign_next_and_when(device, server, reposito
     repository.commit(
         "alice",
         nanomq_pull_signers=repository.people(),
-        nanomq_pull_remote=HTTPS,
-        nanomq_pull_remote_ca=(repository.place / "git_ca.pem").read_text(),
-        nanomq_pull_remote_secret_path=GIT_SECRET,
-        nanomq_pull_remote_username="device",
+        **repository.https(),
         nanomq_pull_vault_password_path=config["vault_password_path"],
         nanomq_pull_calendar="*:*:0/2",
         nanomq_pull_random_delay="0",
@@ -465,7 +461,7 @@ def test_a_remote_by_https_with_a_private_ca(device, server, repository, pull):
     And it answers those alone who show their token, which is nowhere to be seen.
     """
     config = json.loads(device.check_output("cat /etc/edgesec-nanomq/pull/config.json"))
-    assert config["remote"] == HTTPS
+    assert config["remote"].startswith("https:")
     serve = (
         "systemctl stop git-https; systemd-run --unit=git-https --uid=fleet --property=Restart=always "
         "python3 /srv/https/git_https.py /srv/https/{0}.pem /srv/https/{0}.key /srv/https/git_token; "
@@ -494,14 +490,15 @@ def test_a_remote_by_https_with_a_private_ca(device, server, repository, pull):
 
 
 def test_what_is_pushed_is_tried_as_well(device, repository):
-    """By the inventory alice alone may sign: the device would not take mallory's last commit. Check mode says so."""
+    """Where alice alone may sign, the device would not take mallory's last commit. Check mode says so as well."""
     before = device.check_output("cat /etc/edgesec-nanomq/pull/config.json /etc/edgesec-nanomq/pull/allowed_signers")
-    setup = functools.partial(scenario.play, "edgesec.nanomq.pull_setup", hosts="device", nanomq_pull_try=True)
+    setup = functools.partial(scenario.play, "edgesec.nanomq.pull_setup", hosts="device", **repository.https())
+    people = repository.people()
     for arguments in ([], ["--check"]):
-        run = setup(*arguments)
+        run = setup(*arguments, nanomq_pull_signers=people[:1])
         assert run.status != 0
         assert "is not signed by one of nanomq_pull_signers" in run.flat()
-    run = setup("--check", nanomq_pull_signers=repository.people())
+    run = setup("--check", nanomq_pull_signers=people)
     assert run.status == 0, run.output
     assert "changed=1" in run.output
     present = device.check_output("cat /etc/edgesec-nanomq/pull/config.json /etc/edgesec-nanomq/pull/allowed_signers")
