@@ -48,8 +48,11 @@ VERIFIED, OFFERED = "refs/heads/verified", "refs/edgesec/offered"
 #: From bad to good: of a report the worst counts.
 RESULTS = ("failed", "refused", "unreachable", "changed", "ok")
 
-#: Where the role keeps the configuration.
-CONFIG = "/etc/edgesec-nanomq/pull/config.json"
+#: Of a configuration, what decides where commits come from and which are taken. The files count by their texts too.
+WAY = (
+    *("remote", "branch", "at_least", "signers"),
+    *("remote_ca", "remote_secret_path", "remote_username", "ssh_key", "known_hosts"),
+)
 
 #: For what is fetched to be looked at alone. Not /tmp, which can be memory.
 SCRATCH = "/var/tmp"
@@ -903,27 +906,24 @@ def complaints(config: dict) -> list[str]:
     return found
 
 
-#: Of a configuration, what decides where commits come from and which are taken. The files count by their texts.
-WAY = ("remote", "branch", "at_least", "ssh_key", "remote_secret_path", "remote_username")
-
-
-def refusal(config: dict, files: dict[str, str]) -> list[str]:
+def refusal(config: dict, files: dict[str, str], present: str) -> list[str]:
     """Return why this host would take nothing any more if it pulled by this configuration, or [].
 
     A host that was told of a wrong remote, branch, CA or signer is cut off from all that could tell it better. So what
-    is to be in force is tried beside what is, if it is another way: fetched, and checked as the next pull will.
+    is to be in force is tried beside what is (``present``), if it is another way: fetched, and checked as the next pull
+    will.
     """
-    if _in_force(config, files):
+    if _in_force(config, files, present):
         return []
     try:
         with tempfile.TemporaryDirectory(prefix="edgesec-nanomq-pull.", dir=SCRATCH) as folder:
-            place = dict(config, state=folder)
-            for number, (path, text) in enumerate(sorted(files.items())):
-                there = os.path.join(folder, f"file-{number}")
-                with open(there, "w", encoding="utf-8") as handle:
+            there = {path: os.path.join(folder, os.path.basename(path)) for path in files}
+            for path, text in files.items():
+                with open(there[path], "w", encoding="utf-8") as handle:
                     handle.write(text)
-                place = {name: there if value == path else value for name, value in place.items()}
-            repository = Repository(place)
+            repository = Repository(
+                {name: there.get(value, value) for name, value in config.items()} | {"state": folder}
+            )
             offered = repository.fetch()
             repository.check_signature(offered)
             repository.check_order(offered, load_state(config)["accepted"])
@@ -935,23 +935,18 @@ def refusal(config: dict, files: dict[str, str]) -> list[str]:
     return []
 
 
-def _in_force(config: dict, files: dict[str, str]) -> bool:
+def _in_force(config: dict, files: dict[str, str], present: str) -> bool:
     """Whether this host pulls from there already, and takes the same."""
     try:
-        with open(CONFIG, encoding="utf-8") as handle:
-            present = json.load(handle)
-        if any(present.get(name) != config[name] for name in WAY):
-            return False
-        for name in ("signers", "known_hosts", "remote_ca"):
-            if present.get(name) != config[name]:
-                return False
-            if config[name]:
-                with open(config[name], encoding="utf-8") as handle:
-                    if handle.read() != files[config[name]]:
-                        return False
+        with open(present, encoding="utf-8") as handle:
+            before = json.load(handle)
+        for path, text in files.items():
+            with open(path, encoding="utf-8") as handle:
+                if handle.read() != text:
+                    return False
     except (OSError, ValueError):
         return False
-    return True
+    return all(before.get(name) == config[name] for name in WAY)
 
 
 def check_key_file(path: str) -> None:
@@ -971,13 +966,14 @@ def _must_be_private(path: str, found: os.stat_result) -> None:
 def main(arguments: list[str]) -> int:
     """Pull once, by the configuration in a file; ``--check JSON``: say why this host could not pull by another one.
 
-    ``JSON``: an object with ``config``, the ``files`` that it names, each with its text, and ``try``: whether it is
-    tried where it changes what is taken. The status is MISSING where the host lacks something.
+    ``JSON``: an object with ``config``, the ``files`` that decide what it takes, each with its text, and ``present``,
+    the path of the one in force, beside which it is tried; '' where it is not. The status is MISSING where the host
+    lacks something.
     """
     if arguments[:1] == ["--check"]:
         asked = json.loads(arguments[1])
         missing = complaints(asked["config"])
-        found = missing or (refusal(asked["config"], asked["files"]) if asked["try"] else [])
+        found = missing or (refusal(**asked) if asked["present"] else [])
         tell("\n".join(found) + "\n")
         return MISSING if missing else int(bool(found))
     with open(arguments[0], encoding="utf-8") as handle:

@@ -8,11 +8,11 @@ import pathlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
+from task_lists import tasks
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEADER = """\
@@ -41,7 +41,6 @@ LOCAL_ACTIONS = {
     "include_vars",
 }
 LOCAL_ACTIONS |= {"add_host", "group_by", "meta", "set_stats"}
-TASK_LISTS = ("block", "rescue", "always", "tasks", "pre_tasks", "post_tasks", "handlers")
 
 
 def files(*patterns: str) -> list[pathlib.Path]:
@@ -54,20 +53,6 @@ def files(*patterns: str) -> list[pathlib.Path]:
         git = ["git", f"--git-dir={empty}", f"--work-tree={ROOT}", "ls-files", "-z", "--others", "--exclude-standard"]
         listing = subprocess.run([*git, *patterns], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [path for name in sorted(set(listing.split("\0")) - {""}) if (path := ROOT / name).is_file()]
-
-
-def tasks(node: Any) -> Iterator[dict[str, Any]]:
-    """Every task in a list of tasks or plays, blocks themselves left out."""
-    if not isinstance(node, list):
-        return
-    for item in node:
-        if not isinstance(item, dict):
-            continue
-        nested = [item[key] for key in TASK_LISTS if key in item]
-        for inner in nested:
-            yield from tasks(inner)
-        if not nested and "hosts" not in item:
-            yield item
 
 
 def loops_on_the_host(task: dict[str, Any]) -> bool:

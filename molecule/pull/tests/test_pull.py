@@ -461,7 +461,7 @@ def test_a_remote_by_https_with_a_private_ca(device, server, repository, pull):
     And it answers those alone who show their token, which is nowhere to be seen.
     """
     config = json.loads(device.check_output("cat /etc/edgesec-nanomq/pull/config.json"))
-    assert config["remote"].startswith("https:")
+    assert config["remote"] == repository.https()["nanomq_pull_remote"]
     serve = (
         "systemctl stop git-https; systemd-run --unit=git-https --uid=fleet --property=Restart=always "
         "python3 /srv/https/git_https.py /srv/https/{0}.pem /srv/https/{0}.key /srv/https/git_token; "

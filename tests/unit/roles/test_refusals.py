@@ -14,6 +14,7 @@ import shlex
 import ansible_runner
 import pytest
 import yaml
+from task_lists import tasks
 
 PROJECT = pathlib.Path(__file__).resolve().parents[3]
 PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
@@ -295,16 +296,6 @@ def refusals() -> set[tuple[str, str]]:
         for task in tasks(yaml.safe_load(path.read_text()))
         if {"ansible.builtin.assert", "ansible.builtin.fail"} & set(task)
     }
-
-
-def tasks(items: object) -> list[dict]:
-    """All tasks in a file, those of plays and blocks too."""
-    found = []
-    for item in items if isinstance(items, list) else []:
-        found.append(item)
-        for key in ("tasks", "pre_tasks", "post_tasks", "handlers", "block", "rescue", "always"):
-            found += tasks(item.get(key))
-    return found
 
 
 def play(refusal: Refusal, hosts: dict[str, dict], place: pathlib.Path) -> dict[str, tuple[str, str]]:

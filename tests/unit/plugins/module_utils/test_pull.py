@@ -167,29 +167,27 @@ class TestOffers:
 class TestTry:
     """What a host is to pull by is tried before it is in force: it could be told nothing better afterwards."""
 
-    refused = 1
-
     @pytest.fixture(autouse=True)
     def host(self, place, monkeypatch, tmp_path_factory):
         self.place, self.folder = place, tmp_path_factory.mktemp("scratch")
-        monkeypatch.setattr(_pull, "CONFIG", str(place.path / "config.json"))
+        self.present = place.path / "config.json"
         monkeypatch.setattr(_pull, "SCRATCH", str(self.folder))
         self.commit = place.commit("alice")
 
     def set_up(self) -> None:
         assert self.place.pull()["result"] == "ok"
-        (self.place.path / "config.json").write_text(json.dumps(self.place.config))
+        self.present.write_text(json.dumps(self.place.config))
 
-    def ask(self, capsys, *, signers: str = "alice", tried: bool = True, **changes: str) -> str:
-        """What the role is answered, '' for yes. The host stays as it is."""
+    def ask(self, capsys, *, signers: str = "alice", tried: bool = True, refused: int = 1, **changes: str) -> str:
+        """What the role is answered, '' for yes, else with the status ``refused``. The host stays as it is."""
         before = {path: path.stat().st_mtime_ns for path in self.place.state.rglob("*")}
         config = {**self.place.config, **changes}
         text = f'{signers} namespaces="git" {(self.place.path / f"{signers}.pub").read_text()}'
-        question = {"config": config, "files": {config["signers"]: text}, "try": tried}
+        question = {"config": config, "files": {config["signers"]: text}, "present": str(self.present) if tried else ""}
         capsys.readouterr()
         status = _pull.main(["--check", json.dumps(question)])
         answer = capsys.readouterr().out.strip()
-        assert status == (self.refused if answer else 0)
+        assert status == (refused if answer else 0)
         assert {path: path.stat().st_mtime_ns for path in self.place.state.rglob("*")} == before
         assert list(self.folder.iterdir()) == []
         return answer
@@ -234,8 +232,8 @@ class TestTry:
         assert "is not signed by one of" in self.ask(capsys, branch="other")
 
     def test_what_is_missing_is_said_first(self, capsys):
-        self.refused = _pull.MISSING
-        assert "nanomq_pull_ssh_key_path" in (answer := self.ask(capsys, ssh_key="/nowhere", branch="mian"))
+        answer = self.ask(capsys, ssh_key="/nowhere", branch="mian", refused=_pull.MISSING)
+        assert "nanomq_pull_ssh_key_path" in answer
         assert "mian" not in answer
 
 
